@@ -1,0 +1,643 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package durable
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+func mustOpen(t *testing.T, path string, capacity int) *Journal {
+	t.Helper()
+	j, err := OpenJournal(path, capacity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { j.Close() })
+	return j
+}
+
+func mustSave(t *testing.T, j *Journal, rec string) {
+	t.Helper()
+	if err := j.Save([]byte(rec)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// loadBytes loads the record of a journal file with the given content.
+func loadBytes(t *testing.T, path string, file []byte) string {
+	t.Helper()
+	if err := os.WriteFile(path, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := OpenJournal(path, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	return string(j.Load())
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestJournalKeepsLastRecord(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j")
+	j := mustOpen(t, path, 100)
+	if got := j.Load(); got != nil {
+		t.Fatalf("new journal has record %q", got)
+	}
+	for _, rec := range []string{"one", "two, longer", "", "four", strings.Repeat("x", 100)} {
+		mustSave(t, j, rec)
+		if got := j.Load(); got == nil || string(got) != rec {
+			t.Fatalf("loaded %q, saved %q", got, rec)
+		}
+		j.Close()
+		j = mustOpen(t, path, 100)
+		if got := j.Load(); got == nil || string(got) != rec {
+			t.Fatalf("reopened: loaded %q, saved %q", got, rec)
+		}
+	}
+	j.Load()[0] = 'y'
+	if j.Load()[0] != 'x' {
+		t.Error("Load gives away the journal's own bytes")
+	}
+}
+
+func TestAfterSaveCountsSuccessfulSaves(t *testing.T) {
+	j := mustOpen(t, filepath.Join(t.TempDir(), "j"), 5)
+	var calls []string
+	j.AfterSave = func(n int) { calls = append(calls, fmt.Sprintf("%d=%s", n, j.Load())) }
+	mustSave(t, j, "a")
+	j.Save([]byte("too long"))
+	mustSave(t, j, "b")
+	if got := fmt.Sprint(calls); got != "[1=a 2=b]" {
+		t.Errorf("calls %s", got)
+	}
+}
+
+func TestRecordOverCapacityIsRefused(t *testing.T) {
+	j := mustOpen(t, filepath.Join(t.TempDir(), "j"), 5)
+	mustSave(t, j, "12345")
+	err := j.Save([]byte("123456"))
+	if err == nil || !strings.Contains(err.Error(), "6 bytes exceeds the capacity of 5") {
+		t.Fatalf("error %v", err)
+	}
+	if string(j.Load()) != "12345" {
+		t.Fatal("record lost")
+	}
+}
+
+func TestClosedJournalRefusesSave(t *testing.T) {
+	j := mustOpen(t, filepath.Join(t.TempDir(), "j"), 5)
+	j.Close()
+	if err := j.Save(nil); !errors.Is(err, os.ErrClosed) {
+		t.Fatalf("error %v", err)
+	}
+}
+
+// torn returns the file before and after the n-th of a row of saves.
+func torn(t *testing.T, n int) (before, after []byte, old, new string) {
+	path := filepath.Join(t.TempDir(), "j")
+	j := mustOpen(t, path, 300)
+	recs := []string{"", "first", strings.Repeat("second ", 40), "third", strings.Repeat("4th ", 70)}
+	for _, r := range recs[1:n] {
+		mustSave(t, j, r)
+	}
+	before = readFile(t, path)
+	mustSave(t, j, recs[n])
+	return before, readFile(t, path), recs[n-1], recs[n]
+}
+
+func TestRecordSurvivesWriteCutAtEveryByte(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cut")
+	for n := 1; n <= 4; n++ {
+		before, after, old, new := torn(t, n)
+		last := 0
+		for i := range after {
+			if before[i] != after[i] {
+				last = i
+			}
+		}
+		for cut := range last + 2 {
+			file := append(bytes.Clone(after[:cut]), before[cut:]...)
+			want := old
+			if cut == last+1 {
+				want = new
+			}
+			if got := loadBytes(t, path, file); got != want {
+				t.Fatalf("save %d cut at byte %d: loaded %q, want %q", n, cut, got, want)
+			}
+		}
+	}
+}
+
+// Disks write sectors in any order.
+func TestRecordSurvivesAnySubsetOfSectors(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "j")
+	j := mustOpen(t, path, 4000)
+	old, new := strings.Repeat("old ", 1000), strings.Repeat("NEW ", 1000)
+	mustSave(t, j, strings.Repeat("gone", 1000))
+	mustSave(t, j, old)
+	before := readFile(t, path)
+	mustSave(t, j, new)
+	after := readFile(t, path)
+	const sectors = 8
+	for set := range 1 << sectors {
+		file := bytes.Clone(before)
+		for s := range sectors {
+			if set&(1<<s) != 0 {
+				copy(file[s*512:(s+1)*512], after[s*512:])
+			}
+		}
+		want := old
+		if set == 1<<sectors-1 {
+			want = new
+		}
+		if got := loadBytes(t, filepath.Join(dir, "cut"), file); got != want {
+			t.Fatalf("sectors %#b: loaded %.20q", set, got)
+		}
+	}
+}
+
+func TestAnyCorruptByteLeavesAWholeRecord(t *testing.T) {
+	_, file, old, new := torn(t, 3)
+	path := filepath.Join(t.TempDir(), "rot")
+	for i := range file {
+		for _, flip := range []byte{0x01, 0x80, 0xff} {
+			bad := bytes.Clone(file)
+			bad[i] ^= flip
+			inNew := i < header+len(new)
+			inOld := i >= block && i < block+header+len(old)
+			if !inNew && !inOld && flip != 0xff {
+				continue // padding: one flip shows that it does not matter
+			}
+			want := new
+			if inNew {
+				want = old
+			}
+			if got := loadBytes(t, path, bad); got != want {
+				t.Fatalf("byte %d ^ %#x: loaded %.20q, want %.20q", i, flip, got, want)
+			}
+		}
+	}
+}
+
+func TestSaveAfterDamageKeepsTheGoodSlot(t *testing.T) {
+	_, file, old, _ := torn(t, 3)
+	path := filepath.Join(t.TempDir(), "j")
+	file[header] ^= 1 // newest record, slot 0
+	if err := os.WriteFile(path, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j := mustOpen(t, path, 300)
+	mustSave(t, j, "after")
+	now := readFile(t, path)
+	if !bytes.Equal(now[block:], file[block:]) {
+		t.Fatal("Save wrote over the only whole record")
+	}
+	now[header] ^= 1
+	if got := loadBytes(t, filepath.Join(t.TempDir(), "x"), now); got != old {
+		t.Fatalf("loaded %q", got)
+	}
+}
+
+func TestForeignFilesGiveEmptyWorkingJournal(t *testing.T) {
+	for _, content := range []string{"", "x", "{}", strings.Repeat("\x00", 2*block), strings.Repeat("\xff", 3*block+1)} {
+		path := filepath.Join(t.TempDir(), "j")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j := mustOpen(t, path, 10)
+		if got := j.Load(); got != nil {
+			t.Errorf("%d bytes: loaded %q", len(content), got)
+		}
+		mustSave(t, j, "a")
+		mustSave(t, j, "b")
+		j.Close()
+		if got := mustOpen(t, path, 10).Load(); string(got) != "b" {
+			t.Errorf("%d bytes: saved b, loaded %q", len(content), got)
+		}
+	}
+}
+
+func TestEnlargedJournalKeepsRecord(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j")
+	j := mustOpen(t, path, 10)
+	mustSave(t, j, "keep me")
+	j.Close()
+	j = mustOpen(t, path, 10000)
+	if string(j.Load()) != "keep me" {
+		t.Fatalf("loaded %q", j.Load())
+	}
+	if _, err := OpenJournal(path, 10); err == nil {
+		t.Error("enlarged journal is not locked")
+	}
+	big := strings.Repeat("b", 10000)
+	mustSave(t, j, big)
+	j.Close()
+	j = mustOpen(t, path, 10)
+	if string(j.Load()) != big {
+		t.Error("a smaller capacity lost the record")
+	}
+	mustSave(t, j, "small")
+	if err := j.Save([]byte(big)); err == nil {
+		t.Error("capacity not enforced")
+	}
+	if fi, _ := os.Stat(path); fi.Size() != 2*12288 {
+		t.Errorf("size %d", fi.Size())
+	}
+}
+
+func TestSecondOpenerIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j")
+	j := mustOpen(t, path, 10)
+	_, err := OpenJournal(path, 10)
+	if err == nil || !strings.Contains(err.Error(), path+" is in use by another process") {
+		t.Fatalf("error %v", err)
+	}
+	j.Close()
+	mustOpen(t, path, 10)
+}
+
+func TestOneOfManyOpenersGetsTheJournal(t *testing.T) {
+	for range 20 {
+		path := filepath.Join(t.TempDir(), "j")
+		var mu sync.Mutex
+		var won []*Journal
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				if j, err := OpenJournal(path, 10); err == nil {
+					mu.Lock()
+					won = append(won, j)
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+		if len(won) != 1 {
+			t.Fatalf("%d openers have the journal", len(won))
+		}
+		mustSave(t, won[0], "mine")
+		won[0].Close()
+		if got := mustOpen(t, path, 10).Load(); string(got) != "mine" {
+			t.Fatalf("loaded %q", got)
+		}
+	}
+}
+
+func TestLeftOverTemporaryFileIsNoObstacle(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path+".tmp", []byte("half a longer content"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(path, []byte("whole"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := readFile(t, path); string(got) != "whole" {
+		t.Errorf("content %q", got)
+	}
+	if fi, _ := os.Stat(path); fi.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v", fi.Mode())
+	}
+	if _, err := os.Stat(path + ".tmp"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("temporary file remains: %v", err)
+	}
+}
+
+func TestReplacedFileIsAlwaysOneOfThoseWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	content := func(i int) []byte { return bytes.Repeat([]byte{byte('a' + i)}, 1000*(i+1)) }
+	if err := WriteFile(path, content(0), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for range 20 {
+				if err := WriteFile(path, content(i), 0o644); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	for {
+		b := readFile(t, path)
+		if len(b) == 0 || !bytes.Equal(b, content(int(b[0]-'a'))) {
+			t.Fatalf("mixed content, %d bytes", len(b))
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
+func TestFailedWriteKeepsOldFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "d", "child"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(filepath.Join(dir, "d"), []byte("x"), 0o600); err == nil {
+		t.Error("a directory was replaced by a file")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "d.tmp")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("temporary file remains")
+	}
+	if err := WriteFile(filepath.Join(dir, "no", "f"), nil, 0o600); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestRemoveTakesMissingFileAsDone(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	if err := WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(filepath.Join(path, "x"), nil, 0o600)
+	if err := Remove(path); err == nil {
+		t.Error("full directory removed")
+	}
+}
+
+func TestMkdirAllMakesParents(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a", "b", "c")
+	for range 2 {
+		if err := MkdirAll(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if fi, err := os.Stat(path); err != nil || !fi.IsDir() {
+		t.Fatal(err)
+	}
+	os.WriteFile(filepath.Join(dir, "file"), nil, 0o600)
+	if err := MkdirAll(filepath.Join(dir, "file", "x"), 0o755); !errors.Is(err, syscall.ENOTDIR) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// The process is killed at random moments while it creates, enlarges and saves.
+// Records are numbered; none may be lost once Save has returned.
+func TestJournalSurvivesKill(t *testing.T) {
+	if path := os.Getenv("DURABLE_TEST_JOURNAL"); path != "" {
+		saveUntilKilled(path)
+	}
+	path := filepath.Join(t.TempDir(), "j")
+	last := 0
+	for round := range 25 {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestJournalSurvivesKill$")
+		cmd.Env = append(os.Environ(), "DURABLE_TEST_JOURNAL="+path, fmt.Sprint("DURABLE_TEST_CAPACITY=", 100+round*1000))
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var said int
+		stop := last + rand.IntN(20)
+		for said < stop {
+			if _, err := fmt.Fscanln(out, &said); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd.Process.Kill()
+		for { // what it still said before it died
+			if _, err := fmt.Fscanln(out, &said); err != nil {
+				break
+			}
+		}
+		cmd.Wait()
+		j, err := OpenJournal(path, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		if rec := j.Load(); rec != nil {
+			fmt.Sscan(string(rec), &got)
+		}
+		j.Close()
+		if got < max(said, last) || got > said+1 && got > last+1 {
+			t.Fatalf("round %d: %d was saved, loaded %d", round, max(said, last), got)
+		}
+		last = got
+	}
+	if last == 0 {
+		t.Fatal("nothing was ever saved")
+	}
+}
+
+func saveUntilKilled(path string) {
+	var capacity, n int
+	fmt.Sscan(os.Getenv("DURABLE_TEST_CAPACITY"), &capacity)
+	j, err := OpenJournal(path, capacity)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if rec := j.Load(); rec != nil {
+		fmt.Sscan(string(rec), &n)
+	}
+	for {
+		n++
+		if err := j.Save(fmt.Appendf(nil, "%d%*s", n, n%80, "")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(n)
+	}
+}
+
+// mount mounts a small file system of the given type and returns where.
+func mount(t *testing.T, typ string) string {
+	t.Helper()
+	unable := func(why any) {
+		if os.Getenv("SDVBOX_REQUIRE") == "1" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	if os.Getuid() != 0 {
+		unable("mounting needs root")
+	}
+	dir := t.TempDir()
+	args := []string{"-t", "tmpfs", "-o", "size=256k", "tmpfs", dir}
+	if typ != "tmpfs" {
+		img := filepath.Join(t.TempDir(), "img")
+		if err := os.WriteFile(img, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(img, 4<<20); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("mkfs."+typ, "-q", img).CombinedOutput(); err != nil {
+			unable(fmt.Sprintf("mkfs.%s: %v %s", typ, err, out))
+		}
+		args = []string{"-t", typ, "-o", "loop", img, dir}
+	}
+	if out, err := exec.Command("mount", args...).CombinedOutput(); err != nil {
+		unable(fmt.Sprintf("mount %s: %v %s", typ, err, out))
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func fill(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 64 << 10; size > 0; size /= 2 {
+		for err = nil; err == nil; {
+			_, err = f.Write(make([]byte, size))
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Sync(); err != nil && !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+}
+
+func TestFullDiskDoesNotStopSave(t *testing.T) {
+	for _, typ := range []string{"tmpfs", "ext4"} {
+		t.Run(typ, func(t *testing.T) {
+			dir := mount(t, typ)
+			path, file := filepath.Join(dir, "j"), filepath.Join(dir, "f")
+			const capacity = 20000
+			j := mustOpen(t, path, capacity)
+			if err := WriteFile(file, []byte("old"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			fill(t, dir)
+			var rec string
+			for i := range 5 {
+				rec = strings.Repeat(string(rune('a'+i)), capacity)
+				mustSave(t, j, rec)
+			}
+			j.Close()
+			j = mustOpen(t, path, 10*capacity) // cannot grow now
+			if string(j.Load()) != rec {
+				t.Error("record lost")
+			}
+			mustSave(t, j, rec)
+			if err := j.Save(make([]byte, 10*capacity)); err == nil || !strings.Contains(err.Error(), "exceeds the capacity") {
+				t.Errorf("too large: %v", err)
+			}
+			if err := WriteFile(file, make([]byte, 64<<10), 0o600); !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("WriteFile: %v", err)
+			}
+			if got := readFile(t, file); string(got) != "old" {
+				t.Errorf("file has %.10q", got)
+			}
+			if _, err := OpenJournal(filepath.Join(dir, "new"), capacity); !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("new journal: %v", err)
+			}
+			j.Close()
+			left, _ := filepath.Glob(filepath.Join(dir, "*.tmp"))
+			if left != nil {
+				t.Errorf("left over: %v", left)
+			}
+			if err := os.Remove(filepath.Join(dir, "fill")); err != nil {
+				t.Fatal(err)
+			}
+			j = mustOpen(t, path, 2*capacity)
+			if string(j.Load()) != rec {
+				t.Error("record lost")
+			}
+			mustSave(t, j, strings.Repeat("z", 2*capacity))
+			j.Close()
+		})
+	}
+}
+
+func FuzzSlot(f *testing.F) {
+	b := make([]byte, block)
+	putSlot(b, slot{7, []byte("record")})
+	f.Add(b)
+	f.Add(b[:header+6])
+	f.Add(b[:header])
+	f.Add([]byte(magic))
+	f.Add(append([]byte(magic), bytes.Repeat([]byte{0xff}, 40)...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, ok := parseSlot(b)
+		if !ok {
+			if s.rec != nil {
+				t.Fatal("record from an invalid slot")
+			}
+			return
+		}
+		again := make([]byte, header+len(s.rec))
+		putSlot(again, s)
+		if !bytes.Equal(again, b[:len(again)]) {
+			t.Fatal("a valid slot does not come out as it went in")
+		}
+	})
+}
+
+// The file as a whole: whatever it holds, it opens and works.
+func FuzzJournalFile(f *testing.F) {
+	dir := f.TempDir()
+	path := filepath.Join(dir, "seed")
+	j, err := OpenJournal(path, 10)
+	if err != nil {
+		f.Fatal(err)
+	}
+	j.Save([]byte("1"))
+	j.Save([]byte("2"))
+	j.Close()
+	seed, _ := os.ReadFile(path)
+	f.Add(seed)
+	f.Add(seed[:block])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(t.TempDir(), "j")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j := mustOpen(t, path, 10)
+		mustSave(t, j, "new")
+		j.Close()
+		if got := mustOpen(t, path, 10).Load(); string(got) != "new" {
+			t.Fatalf("saved new, loaded %q", got)
+		}
+	})
+}
