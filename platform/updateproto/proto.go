@@ -70,7 +70,7 @@ func DecodeEnvelope(data []byte) (Envelope, error) {
 		return Envelope{ActivityID: salvage(data)}, fmt.Errorf("message is nested more than %d levels deep", MaxDepth)
 	}
 	var m struct {
-		ActivityID any             `json:"activityId"`
+		ActivityID json.RawMessage `json:"activityId"`
 		Timestamp  json.RawMessage `json:"timestamp"`
 		Payload    json.RawMessage `json:"payload"`
 	}
@@ -81,21 +81,20 @@ func DecodeEnvelope(data []byte) (Envelope, error) {
 	if json.Unmarshal(m.Timestamp, &e.Timestamp) != nil {
 		e.Timestamp = 0
 	}
-	switch id := m.ActivityID.(type) {
-	case nil:
-		return e, ErrNoActivityID
-	case string:
-		if id == "" {
-			return e, ErrNoActivityID
-		}
-		if err := checkID(id); err != nil {
+	var id string
+	if m.ActivityID != nil {
+		if err := unmarshal("activityId", m.ActivityID, &id); err != nil {
 			return e, err
 		}
-		e.ActivityID = id
-		return e, nil
-	default:
-		return e, fmt.Errorf("activityId: expected a string, got %s", kindOf(id))
 	}
+	if id == "" {
+		return e, ErrNoActivityID
+	}
+	if err := checkID(id); err != nil {
+		return e, err
+	}
+	e.ActivityID = id
+	return e, nil
 }
 
 // DecodePayload decodes the payload into the value that v points to.
@@ -187,19 +186,6 @@ func nameOf(k reflect.Kind) string {
 	case reflect.Bool:
 		return "a boolean"
 	case reflect.Slice:
-		return "an array"
-	default:
-		return "an object"
-	}
-}
-
-func kindOf(v any) string {
-	switch v.(type) {
-	case bool:
-		return "a boolean"
-	case float64:
-		return "a number"
-	case []any:
 		return "an array"
 	default:
 		return "an object"
