@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package applet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+type slotOptions struct {
+	Slot string        `short:"s" long:"slot" value-name:"SLOT" env:"APPLET_TEST_SLOT" description:"the slot to look at"`
+	Wait time.Duration `long:"wait" description:"how long to wait"`
+	Dry  bool          `long:"dry-run" description:"change nothing"`
+	Old  string        `long:"old" hidden:"yes"`
+}
+
+type goOptions struct {
+	Config string `long:"config-file" description:"the configuration"`
+	Reboot bool   `long:"reboot-enabled" description:"reboot"`
+	Host   string `short:"h" description:"the host"`
+	Count  int    `long:"count"`
+}
+
+// testTable has one command of each kind. Those that take options print them.
+func testTable() []Command {
+	show := func(_ context.Context, c *Call) error {
+		_, err := fmt.Fprintf(c.Stdout, "%s %+v %q json=%t\n", c.Name, c.Options, c.Args, c.JSON)
+		return err
+	}
+	return []Command{
+		{
+			Name: "slots", Summary: "show and switch slots", Compat: []string{"grub-editenv"},
+			Description: "A paragraph that is\nbroken over lines.\n\n  kept   as it is\n",
+			Exit:        []ExitCode{{3, "slot is bad"}},
+			Run: func(_ context.Context, c *Call) error {
+				_, err := fmt.Fprintf(c.Stdout, "%s raw %q\n", c.Name, c.Args)
+				return err
+			},
+			Sub: []Command{
+				{Name: "show", Summary: "show a slot", Args: "[SLOT...]", Run: show,
+					Options: func() any { return &slotOptions{Wait: 5 * time.Minute} }},
+				{Name: "fail", Summary: "fail", Args: "[CODE]", Run: func(_ context.Context, c *Call) error {
+					switch strings.Join(c.Args, "") {
+					case "3":
+						return fmt.Errorf("cannot switch: %w", Exit(3, errors.New("slot is bad")))
+					case "silent":
+						return Exit(4, nil)
+					}
+					return errors.New("it broke")
+				}},
+				{Name: "secret", Summary: "not shown", Hidden: true, Run: show},
+				{Name: "raw", Summary: "take anything", Raw: true, Run: show},
+			},
+		},
+		{Name: "agent", Summary: "run the agent", Daemon: true, GoFlagStyle: true, Run: show,
+			Options: func() any { return &goOptions{Reboot: true} }},
+		{Name: "copy", Summary: "copy input", Args: "[FILE]", Run: func(_ context.Context, c *Call) error {
+			_, err := io.Copy(c.Stdout, c.Stdin)
+			return err
+		}},
+	}
+}
+
+type result struct {
+	Code           int
+	Stdout, Stderr string
+}
+
+func call(args ...string) result {
+	var out, err bytes.Buffer
+	code := Main(testTable(), args, strings.NewReader("input\n"), &out, &err)
+	return result{code, out.String(), err.String()}
+}
+
+func TestMain(m *testing.M) {
+	Version, Commit = "1.2", "abc"
+	os.Exit(m.Run())
+}
+
+func TestCallReachesTheRightCommand(t *testing.T) {
+	const wait = " Wait:5m0s Dry:false Old:} "
+	for _, test := range []struct {
+		args string
+		want result
+	}{
+		{"sdvbox copy", result{0, "input\n", ""}},
+		{"/usr/bin/copy", result{0, "input\n", ""}},
+		{"./sdvbox-arm64 copy", result{0, "input\n", ""}},
+		{"slots show", result{0, "slots &{Slot:" + wait + `[] json=false` + "\n", ""}},
+		{"slots show a -s x b", result{0, "slots &{Slot:x" + wait + `["a" "b"] json=false` + "\n", ""}},
+		{"slots show -- -s", result{0, "slots &{Slot:" + wait + `["-s"] json=false` + "\n", ""}},
+		{"slots show --output json", result{0, "slots &{Slot:" + wait + `[] json=true` + "\n", ""}},
+		{"slots --output=json show", result{0, "slots &{Slot:" + wait + `[] json=true` + "\n", ""}},
+		{"sdvbox --output=json slots show", result{0, "slots &{Slot:" + wait + `[] json=true` + "\n", ""}},
+		{"slots --output=json show --output=text", result{0, "slots &{Slot:" + wait + `[] json=false` + "\n", ""}},
+		{"slots secret", result{0, "slots <nil> [] json=false\n", ""}},
+		{"slots raw --help -x", result{0, `slots <nil> ["--help" "-x"] json=false` + "\n", ""}},
+		{"slots", result{0, "slots raw []\n", ""}},
+		{"grub-editenv - set a=b --help", result{0, `grub-editenv raw ["-" "set" "a=b" "--help"]` + "\n", ""}},
+		{"sdvbox grub-editenv list", result{0, `grub-editenv raw ["list"]` + "\n", ""}},
+	} {
+		if diff := cmp.Diff(test.want, call(strings.Fields(test.args)...)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.args, diff)
+		}
+	}
+}
+
+func TestGoFlagStyleIsUnderstoodWhereAskedFor(t *testing.T) {
+	for _, test := range []struct{ args, want string }{
+		{"agent", "Config: Reboot:true Host: Count:0"},
+		{"agent -config-file=/x", "Config:/x Reboot:true Host: Count:0"},
+		{"agent -config-file /x", "Config:/x Reboot:true Host: Count:0"},
+		{"agent --config-file /x", "Config:/x Reboot:true Host: Count:0"},
+		{"agent -config-file -x", "Config:-x Reboot:true Host: Count:0"},
+		{"agent -reboot-enabled=false", "Config: Reboot:false Host: Count:0"},
+		{"agent --reboot-enabled=false -count -5", "Config: Reboot:false Host: Count:-5"},
+		{"agent -reboot-enabled", "Config: Reboot:true Host: Count:0"},
+		{"agent -h box", "Config: Reboot:true Host:box Count:0"},
+		{"agent --h=box", "Config: Reboot:true Host:box Count:0"},
+	} {
+		want := result{0, "agent &{" + test.want + "} [] json=false\n", ""}
+		if diff := cmp.Diff(want, call(strings.Fields(test.args)...)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.args, diff)
+		}
+	}
+	if got := call("slots", "show", "-slot=a"); got.Code == 0 && strings.Contains(got.Stdout, "Slot:a ") {
+		t.Error("a command without GoFlagStyle took a long name after one dash")
+	}
+}
+
+func TestErrorNamesTheAppletAndSetsTheExitCode(t *testing.T) {
+	for _, test := range []struct {
+		args string
+		want result
+	}{
+		{"slots fail", result{1, "", "slots: it broke\n"}},
+		{"slots fail 3", result{3, "", "slots: cannot switch: slot is bad\n"}},
+		{"slots fail silent", result{4, "", ""}},
+		{"slots fail 3 --output json", result{3, "", `{"error":"cannot switch: slot is bad","code":3}` + "\n"}},
+		{"slots fial", result{2, "", "slots: unknown command \"fial\", the nearest is \"fail\"\nTry \"slots --help\".\n"}},
+		{"slots show --bogus", result{2, "", "slots: unknown flag `bogus'\nTry \"slots show --help\".\n"}},
+		{"slots show --wait soon", result{2, "", "slots: invalid argument for flag `--wait' (expected time.Duration): " +
+			"time: invalid duration \"soon\"\nTry \"slots show --help\".\n"}},
+		{"agent extra", result{2, "", "agent: unexpected argument \"extra\"\nTry \"agent --help\".\n"}},
+		{"agent --output json", result{2, "", "agent: unknown flag `output'\nTry \"agent --help\".\n"}},
+		{"sdvbox", result{2, "", "sdvbox: an applet is needed\nTry \"sdvbox --help\".\n"}},
+		{"sdvbox solts", result{127, "", "sdvbox: unknown applet \"solts\", the nearest is \"slots\"\nTry \"sdvbox --list\".\n"}},
+		{"/usr/bin/agnet --x", result{127, "", "sdvbox: unknown applet \"agnet\", the nearest is \"agent\"\nTry \"sdvbox --list\".\n"}},
+		{"sdvbox --output json cp", result{127, "", `{"error":"unknown applet \"cp\", the nearest is \"copy\"","code":127}` + "\n"}},
+		{"sdvbox --man cp", result{1, "", "sdvbox: no man page for \"cp\", the nearest is \"copy\"\n"}},
+	} {
+		if diff := cmp.Diff(test.want, call(strings.Fields(test.args)...)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.args, diff)
+		}
+	}
+	if got := Main(testTable(), nil, nil, io.Discard, io.Discard); got != 2 {
+		t.Errorf("without any argument: exit code %d, want 2", got)
+	}
+}
+
+func TestListShowsWhatIsNotHidden(t *testing.T) {
+	want := result{0, "slots  show and switch slots\nagent  run the agent\ncopy   copy input\n", ""}
+	if diff := cmp.Diff(want, call("sdvbox", "--list")); diff != "" {
+		t.Error(diff)
+	}
+	want.Stdout = `[{"name":"slots","summary":"show and switch slots"},{"name":"agent","summary":"run the agent"},` +
+		`{"name":"copy","summary":"copy input"}]` + "\n"
+	if diff := cmp.Diff(want, call("sdvbox", "--list", "--output=json")); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(result{0, "sdvbox 1.2\n", ""}, call("sdvbox", "--version")); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// The texts of help, man page and completion are compared as a whole, because
+// their layout is what counts: set UPDATE=1 to accept a change after reading it.
+func TestDescriptionsAreRendered(t *testing.T) {
+	for _, test := range []struct{ file, args string }{
+		{"box.help", "sdvbox --help"},
+		{"slots.help", "slots --help"},
+		{"show.help", "slots show -h --bogus"},
+		{"agent.help", "agent --help"},
+		{"slots.1", "sdvbox --man slots"},
+		{"sdvbox.bash", "sdvbox --completion bash"},
+		{"sdvbox.zsh", "sdvbox --completion zsh"},
+		{"sdvbox.fish", "sdvbox --completion fish"},
+	} {
+		got := call(strings.Fields(test.args)...)
+		if got.Code != 0 || got.Stderr != "" {
+			t.Errorf("%s: exit code %d, %s", test.args, got.Code, got.Stderr)
+		}
+		file := filepath.Join("testdata", test.file)
+		if os.Getenv("UPDATE") != "" {
+			if err := os.WriteFile(file, []byte(got.Stdout), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), got.Stdout); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.args, diff)
+		}
+	}
+}
+
+func TestCompletionKnowsCommandsOptionsAndChoices(t *testing.T) {
+	root := box(testTable())
+	for _, test := range []struct{ words, want string }{
+		{"sdvbox |", "slots agent copy"},
+		{"sdvbox s|", "slots"},
+		{"sdvbox --man|", "--man"},
+		{"sdvbox --completion |", "bash zsh fish"},
+		{"sdvbox slots |", "show fail raw"},
+		{"slots |", "show fail raw"},
+		{"/usr/bin/slots --output json f|", "fail"},
+		{"slots show --|", "--slot --wait --dry-run --output --help"},
+		{"slots show --output |", "text json"},
+		{"slots show --output=j|", "--output=json"},
+		{"slots show --output = j|", "json"},
+		{"slots show --output =|", "text json"},
+		{"slots show -s --output|", ""},
+		{"slots show -s x --o|", "--output"},
+		{"slots raw --|", ""},
+		{"grub-editenv |", ""},
+		{"nothing |", ""},
+		{"agent --out|", ""},
+	} {
+		words := strings.Split(strings.TrimSuffix(test.words, "|"), " ")
+		list, err := complete(&root, words)
+		var got []string
+		for _, e := range list {
+			got = append(got, e.term)
+		}
+		if s := strings.Join(got, " "); s != test.want || err != nil {
+			t.Errorf("%s: %q, %v; want %q", test.words, s, err, test.want)
+		}
+	}
+	got := call("sdvbox", "__complete", "slots", "sh")
+	if diff := cmp.Diff(result{0, "show\tshow a slot\n", ""}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestInstallMakesLinksAndNeverReplacesFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new", "bin")
+	for range 2 { // the second run replaces the links of the first
+		if got := call("sdvbox", "--install", dir); got != (result{}) {
+			t.Fatal(got)
+		}
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"agent", "copy", "slots"}
+	var links []string
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		links = append(links, e.Name())
+		target, _ := os.Readlink(filepath.Join(dir, e.Name()))
+		if filepath.IsAbs(target) || filepath.Join(dir, target) != exe {
+			t.Errorf("%s points to %s, want a relative path to %s", e.Name(), target, exe)
+		}
+	}
+	if diff := cmp.Diff(want, links); diff != "" {
+		t.Error(diff)
+	}
+
+	compat := filepath.Join(dir, "compat")
+	if got := call("sdvbox", "--install-compat", compat, "--target", "../sdvbox"); got != (result{}) {
+		t.Fatal(got)
+	}
+	if target, err := os.Readlink(filepath.Join(compat, "grub-editenv")); target != "../sdvbox" {
+		t.Errorf("link for the foreign name: %q, %v", target, err)
+	}
+
+	own := filepath.Join(dir, "copy")
+	os.Remove(own)
+	if err := os.WriteFile(own, []byte("mine"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := call("sdvbox", "--install", dir); got.Code != 1 || !strings.Contains(got.Stderr, "a file has this name") {
+		t.Errorf("over a file: %+v", got)
+	}
+	if b, _ := os.ReadFile(own); string(b) != "mine" {
+		t.Error("the file was replaced")
+	}
+}
+
+func TestSignalCancelsTheCommand(t *testing.T) {
+	table := []Command{{Name: "wait", Daemon: true, Run: func(ctx context.Context, _ *Call) error {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return Exit(5, nil)
+		case <-time.After(5 * time.Second):
+			return errors.New("not cancelled")
+		}
+	}}}
+	var stderr bytes.Buffer
+	if got := Main(table, []string{"wait"}, nil, nil, &stderr); got != 5 {
+		t.Errorf("exit code %d, want 5; %s", got, &stderr)
+	}
+}
+
+func TestWrongOptionTagsAreReported(t *testing.T) {
+	table := []Command{{Name: "bad", Options: func() any {
+		return &struct {
+			A bool `long:"a" default:"true"`
+		}{}
+	}}}
+	var stderr bytes.Buffer
+	if got := Main(table, []string{"bad"}, nil, nil, &stderr); got != 1 || !strings.Contains(stderr.String(), "options of bad") {
+		t.Errorf("exit code %d, %s", got, &stderr)
+	}
+}
+
+func FuzzCommandLine(f *testing.F) {
+	f.Add("slots", "show -s x --wait=1s --output json")
+	f.Add("agent", "-config-file=/x --reboot-enabled=false -h b -- -")
+	f.Add("sdvbox", "__complete slots show --output = j")
+	f.Fuzz(func(t *testing.T, name, line string) {
+		if strings.Contains(line, "install") {
+			t.Skip("would write links")
+		}
+		var out bytes.Buffer
+		args := append([]string{name}, strings.Split(line, " ")...)
+		code := Main(testTable(), args, strings.NewReader(""), &out, &out)
+		if code != 0 && out.Len() == 0 && code != 4 {
+			t.Errorf("%q: exit code %d without a word", args, code)
+		}
+	})
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package applet
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/jessevdk/go-flags"
+)
+
+var errHelp = errors.New("help asked for")
+
+// The options that the core adds to those of a command.
+type (
+	outputOption struct {
+		Output string `long:"output" choice:"text" choice:"json" description:"how to print results and errors"`
+	}
+	helpOption struct {
+		Help func() error `short:"h" long:"help" description:"show this help and exit"`
+	}
+	// Where -h means something else, as the host of a registry.
+	longHelpOption struct {
+		Help func() error `long:"help" description:"show this help and exit"`
+	}
+)
+
+// A parser parses the options of one command.
+type parser struct {
+	flags   *flags.Parser
+	options any // what Command.Options returned
+	output  outputOption
+	goStyle bool
+}
+
+// newParser returns the parser of cmd; json is the default of --output. An
+// error means wrong tags in the options, which is a mistake of the program.
+func newParser(cmd *Command, json bool) (*parser, error) {
+	p := &parser{
+		flags:   flags.NewNamedParser(cmd.Name, flags.PassDoubleDash),
+		output:  outputOption{"text"},
+		goStyle: cmd.GoFlagStyle,
+	}
+	if json {
+		p.output.Output = "json"
+	}
+	if p.goStyle {
+		p.flags.Options |= flags.AllowBoolValues
+	}
+	var groups []any
+	if cmd.Options != nil {
+		p.options = cmd.Options()
+		groups = append(groups, p.options)
+	}
+	if !cmd.Daemon {
+		groups = append(groups, &p.output)
+	}
+	for _, g := range groups {
+		if err := p.add(cmd, g); err != nil {
+			return nil, err
+		}
+	}
+	help := func() error { return &flags.Error{Type: flags.ErrHelp} }
+	if p.flags.FindOptionByShortName('h') != nil {
+		return p, p.add(cmd, &longHelpOption{help})
+	}
+	return p, p.add(cmd, &helpOption{help})
+}
+
+func (p *parser) add(cmd *Command, group any) error {
+	if _, err := p.flags.AddGroup("Options", "", group); err != nil {
+		return fmt.Errorf("options of %s: %w", cmd.Name, err)
+	}
+	return nil
+}
+
+// parse fills the options and returns the positional arguments. With stop it
+// ends at the first of them, so that a sub-command can parse what follows.
+func (p *parser) parse(args []string, stop bool) ([]string, error) {
+	if stop {
+		p.flags.Options |= flags.PassAfterNonOption
+	}
+	if p.goStyle {
+		args = p.rewrite(args, stop)
+	}
+	rest, err := p.flags.ParseArgs(args)
+	if e := (*flags.Error)(nil); errors.As(err, &e) && e.Type == flags.ErrHelp {
+		return nil, errHelp
+	}
+	return rest, err
+}
+
+func (p *parser) json() bool { return p.output.Output == "json" }
+
+// rewrite turns the spellings of Go's flag package into those of go-flags: one
+// dash before a long name, two before a short one, and any next argument as
+// the value, also one that begins with a dash. With stop it leaves alone what
+// follows the first positional argument.
+func (p *parser) rewrite(args []string, stop bool) []string {
+	var out []string
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		name, dashed := strings.CutPrefix(arg, "-")
+		if arg == "--" || stop && !dashed {
+			return append(out, args[i:]...)
+		}
+		name, _ = strings.CutPrefix(name, "-")
+		name, value, joined := strings.Cut(name, "=")
+		opt := p.lookup(name)
+		if !dashed || opt == nil {
+			out = append(out, arg)
+			continue
+		}
+		if !joined && takesValue(opt) && i+1 < len(args) {
+			i++
+			value, joined = args[i], true
+		}
+		dashes := "--"
+		if len(name) == 1 {
+			dashes = "-"
+		}
+		if joined {
+			name += "=" + value
+		}
+		out = append(out, dashes+name)
+	}
+	return out
+}
+
+// lookup returns the option with the long or short name, or nil.
+func (p *parser) lookup(name string) *flags.Option {
+	switch len(name) {
+	case 0:
+		return nil // go-flags would find an option without a long name
+	case 1:
+		return p.flags.FindOptionByShortName(rune(name[0]))
+	}
+	return p.flags.FindOptionByLongName(name)
+}
+
+// visible returns the options to show, in the order of their fields.
+func (p *parser) visible() []*flags.Option {
+	var list []*flags.Option
+	var walk func(groups []*flags.Group)
+	walk = func(groups []*flags.Group) {
+		for _, g := range groups {
+			for _, o := range g.Options() {
+				if !o.Hidden {
+					list = append(list, o)
+				}
+			}
+			walk(g.Groups())
+		}
+	}
+	walk(p.flags.Groups())
+	return list
+}
+
+// takesValue reports whether an option needs a value, as --path=DIR does.
+func takesValue(o *flags.Option) bool {
+	t := o.Field().Type
+	for t.Kind() == reflect.Slice || t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t.Kind() != reflect.Bool && !(t.Kind() == reflect.Func && t.NumIn() == 0)
+}
