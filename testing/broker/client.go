@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package broker
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+)
+
+// Client is another party on the bus: it publishes and hears what is published.
+// It fails the test when something does not work. It does not live through a
+// restart of the broker.
+type Client struct {
+	tb       testing.TB
+	mqtt     mqtt.Client
+	messages chan Message
+}
+
+// Message is what a Client has heard.
+type Message struct {
+	Topic    string
+	Payload  string
+	Retained bool
+	At       time.Time
+}
+
+// Client connects a client that hears the given topics.
+func (b *Broker) Client(tb testing.TB, topics ...string) *Client {
+	tb.Helper()
+	c := &Client{tb: tb, messages: make(chan Message, 10000)}
+	url := "tcp://" + b.Addr
+	o := mqtt.NewClientOptions().SetAutoReconnect(false).SetUsername(b.opt.User).SetPassword(b.opt.Password)
+	if b.opt.TLS {
+		url = "ssl://" + b.Addr
+		o.SetTLSConfig(b.clientTLS())
+	}
+	o.AddBroker(url).SetClientID(fmt.Sprintf("test-%d", time.Now().UnixNano()))
+	o.SetDefaultPublishHandler(func(_ mqtt.Client, m mqtt.Message) {
+		select {
+		case c.messages <- Message{m.Topic(), string(m.Payload()), m.Retained(), time.Now()}:
+		default:
+			tb.Error("test client: too many messages")
+		}
+	})
+	c.mqtt = mqtt.NewClient(o)
+	c.wait("connect", c.mqtt.Connect())
+	tb.Cleanup(func() { c.mqtt.Disconnect(100) })
+	for _, topic := range topics {
+		c.wait("subscribe", c.mqtt.Subscribe(topic, 1, nil))
+	}
+	return c
+}
+
+// Publish publishes a message with QoS 1.
+func (c *Client) Publish(topic, payload string) {
+	c.tb.Helper()
+	c.wait("publish", c.mqtt.Publish(topic, 1, false, payload))
+}
+
+// Retain publishes a retained message with QoS 1.
+func (c *Client) Retain(topic, payload string) {
+	c.tb.Helper()
+	c.wait("publish", c.mqtt.Publish(topic, 1, true, payload))
+}
+
+// Next returns the next message, which has to come within the timeout.
+func (c *Client) Next(timeout time.Duration) Message {
+	c.tb.Helper()
+	select {
+	case m := <-c.messages:
+		return m
+	case <-time.After(timeout):
+		c.tb.Fatalf("no message within %s", timeout)
+		panic("unreachable")
+	}
+}
+
+// Quiet fails the test if a message comes within d.
+func (c *Client) Quiet(d time.Duration) {
+	c.tb.Helper()
+	select {
+	case m := <-c.messages:
+		c.tb.Fatalf("unexpected message on %s: %s", m.Topic, m.Payload)
+	case <-time.After(d):
+	}
+}
+
+// Messages is the stream behind Next.
+func (c *Client) Messages() <-chan Message { return c.messages }
+
+func (c *Client) wait(what string, t mqtt.Token) {
+	c.tb.Helper()
+	if !t.WaitTimeout(10 * time.Second) {
+		c.tb.Fatalf("test client: %s: no answer from the broker", what)
+	}
+	if err := t.Error(); err != nil {
+		c.tb.Fatalf("test client: %s: %v", what, err)
+	}
+}
+
+func (b *Broker) clientTLS() *tls.Config {
+	pem, err := os.ReadFile(b.CAFile)
+	if err != nil {
+		b.tb.Fatal(err)
+	}
+	t := &tls.Config{RootCAs: x509.NewCertPool()}
+	t.RootCAs.AppendCertsFromPEM(pem)
+	if b.opt.MTLS {
+		cert, err := tls.LoadX509KeyPair(b.CertFile, b.KeyFile)
+		if err != nil {
+			b.tb.Fatal(err)
+		}
+		t.Certificates = []tls.Certificate{cert}
+	}
+	return t
+}
