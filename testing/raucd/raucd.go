@@ -39,6 +39,8 @@ type Options struct {
 	Config     string   // further sections of system.conf
 	Env        []string // further environment of the service, KEY=VALUE
 	Stopped    bool     // start the bus only; RestartService starts the service
+
+	Activatable bool // the bus starts the service when it is called and not there
 }
 
 // Slot is one slot of the simulated machine.
@@ -86,7 +88,7 @@ func Start(tb testing.TB, o Options) *Fixture {
 	}
 	f.Dir = shortTempDir(tb)
 	tb.Cleanup(func() { f.cleanup(tb) })
-	for _, dir := range []string{"bin", "data", "mnt", "slots", "tmp"} {
+	for _, dir := range []string{"bin", "data", "mnt", "services", "slots", "tmp"} {
 		check(tb, os.Mkdir(f.path(dir), 0o755))
 	}
 	f.Address = "unix:path=" + f.path("bus.sock")
@@ -94,6 +96,9 @@ func Start(tb testing.TB, o Options) *Fixture {
 	f.makeSlots(tb)
 	f.makeBootloader(tb)
 	f.makeConfig(tb)
+	if o.Activatable {
+		f.makeActivation(tb)
+	}
 	f.StartBus(tb)
 	if !o.Stopped {
 		f.startService(tb)
@@ -275,6 +280,7 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
 <busconfig>
   <type>system</type>
   <listen>%s</listen>
+  <servicedir>%s</servicedir>
   <auth>EXTERNAL</auth>
   <policy context="default">
     <allow user="*"/>
@@ -289,7 +295,7 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
 func (f *Fixture) StartBus(tb testing.TB) {
 	tb.Helper()
 	config := f.path("dbus.conf")
-	check(tb, os.WriteFile(config, fmt.Appendf(nil, busConfig, f.Address), 0o644))
+	check(tb, os.WriteFile(config, fmt.Appendf(nil, busConfig, f.Address, f.path("services")), 0o644))
 	f.bus = f.start(tb, "dbus.log", nil, "dbus-daemon", "--config-file="+config, "--nofork", "--nopidfile", "--nosyslog")
 	f.await(tb, "bus", func() bool {
 		f.bus.check(tb)
@@ -309,15 +315,32 @@ func (f *Fixture) StopBus(tb testing.TB) {
 	os.Remove(f.path("bus.sock"))
 }
 
-func (f *Fixture) startService(tb testing.TB) {
-	tb.Helper()
-	env := []string{
+// command is what runs the service, and its additional environment.
+func (f *Fixture) command() (args, env []string) {
+	args = []string{"rauc", "-c", f.Config, "service", "--override-boot-slot=" + f.boot}
+	env = append([]string{
 		"DBUS_SYSTEM_BUS_ADDRESS=" + f.Address,
 		"TMPDIR=" + f.path("tmp"),
 		"PATH=" + f.path("bin") + ":" + os.Getenv("PATH"),
+	}, f.opts.Env...)
+	return args, env
+}
+
+// makeActivation tells the bus how to start the service. A service so started ends with its bus.
+func (f *Fixture) makeActivation(tb testing.TB) {
+	tb.Helper()
+	args, env := f.command()
+	text := "[D-BUS Service]\nName=de.pengutronix.rauc\nUser=root\nExec=/usr/bin/env"
+	for _, arg := range append(env, args...) {
+		text += ` "` + arg + `"`
 	}
-	f.service = f.start(tb, "rauc.log", append(env, f.opts.Env...),
-		"rauc", "-c", f.Config, "service", "--override-boot-slot="+f.boot)
+	check(tb, os.WriteFile(f.path("services", "de.pengutronix.rauc.service"), []byte(text+"\n"), 0o644))
+}
+
+func (f *Fixture) startService(tb testing.TB) {
+	tb.Helper()
+	args, env := f.command()
+	f.service = f.start(tb, "rauc.log", env, args[0], args[1:]...)
 
 	conn, err := dbus.Connect(f.Address)
 	check(tb, err)
