@@ -92,12 +92,13 @@ func decodeGRUB(v *bootenv.Vars) State {
 			slot.OK = v.Get(name+"_OK") == "1"
 		}
 		if v.Has(name + "_TRY") {
-			// The script counts by comparing strings, so what is not 0, 1 or 2 is used up.
-			n, err := strconv.Atoi(v.Get(name + "_TRY"))
-			if err != nil || n < 0 || n > MaxTries {
-				n = MaxTries
+			// The script counts by comparing strings: what is not 0, 1 or 2 is used up.
+			slot.Tries = MaxTries
+			for n := range MaxTries {
+				if v.Get(name+"_TRY") == strconv.Itoa(n) {
+					slot.Tries = n
+				}
 			}
-			slot.Tries = n
 		}
 		s.Slots[name] = slot
 	}
@@ -159,7 +160,7 @@ func (s State) encodeUBoot(v *bootenv.Vars) {
 
 // newState finds the slots of an environment: those in order and those with a variable prefix+name+suffix.
 func newState(v *bootenv.Vars, order []string, prefix string, suffixes ...string) State {
-	found := slices.Clone(order)
+	var named []string
 	for _, key := range v.Keys() {
 		for _, suffix := range suffixes {
 			name, ok := strings.CutPrefix(key, prefix)
@@ -167,21 +168,20 @@ func newState(v *bootenv.Vars, order []string, prefix string, suffixes ...string
 				continue
 			}
 			if name, ok = strings.CutSuffix(name, suffix); ok && name != "" {
-				found = append(found, name)
+				named = append(named, name)
 			}
 		}
 	}
-	ours := slices.ContainsFunc(found, isName)
-	if ours || len(found) == 0 {
-		found = append(found, Names[:]...)
+	found := slices.Concat(order, named)
+	if len(found) == 0 || slices.ContainsFunc(found, isName) {
+		found = slices.DeleteFunc(slices.Concat(order, Names[:]), func(n string) bool { return !isName(n) })
 	}
 	s := State{Slots: make(map[string]Slot), Good: v.Get("SDV_GOOD"), Why: v.Get("SDV_WHY")}
 	for _, name := range found {
-		if _, dup := s.Slots[name]; dup || ours && !isName(name) {
-			continue
+		if !s.Has(name) {
+			s.Order = append(s.Order, name)
+			s.Slots[name] = Slot{}
 		}
-		s.Order = append(s.Order, name)
-		s.Slots[name] = Slot{}
 	}
 	return s
 }

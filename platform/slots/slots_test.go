@@ -63,7 +63,9 @@ func TestDecodeIsAsTolerantAsTheBootScript(t *testing.T) {
 		{"foreign name in order", both + "ORDER=SDV_R,SDV_B,SDV_A SDV_R_OK=1", "SDV_B+0 SDV_A+0"},
 		{"variables of one slot missing", "ORDER=SDV_A,SDV_B SDV_A_OK=0 SDV_A_TRY=1", "SDV_A-1 SDV_B+0"},
 		{"senseless flag", both + "ORDER=SDV_A,SDV_B SDV_A_OK=yes", "SDV_A-0 SDV_B+0"},
-		{"senseless counter", both + "ORDER=SDV_A,SDV_B SDV_A_TRY=x SDV_B_TRY=-1", "SDV_A+3 SDV_B+3"},
+		{"senseless counter", both + "ORDER=SDV_A,SDV_B SDV_A_TRY=01 SDV_B_TRY=-1", "SDV_A+3 SDV_B+3"},
+		{"empty counter", both + "ORDER=SDV_A,SDV_B SDV_A_TRY=", "SDV_A+3 SDV_B+0"},
+		{"no order, variables the other way round", "SDV_B_OK=1 SDV_A_OK=1", "SDV_A+0 SDV_B+0"},
 		{"counter too high", both + "ORDER=SDV_A,SDV_B SDV_A_TRY=9", "SDV_A+3 SDV_B+0"},
 		{"only other names", "ORDER=B,A A_OK=1 A_TRY=1 B_OK=0", "B-0 A+1"},
 	} {
