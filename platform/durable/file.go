@@ -39,6 +39,14 @@ func Remove(path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
+// Rename gives a file, whose content the caller has synced, the name to.
+func Rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(to))
+}
+
 // MkdirAll creates the directory path and its missing parents such that a
 // power cut cannot take them away again.
 func MkdirAll(path string, perm os.FileMode) error {
@@ -95,7 +103,7 @@ func replace(t *os.File, path string, data []byte) error {
 		err = os.Rename(t.Name(), path)
 	}
 	if err != nil {
-		os.Remove(t.Name())
+		os.Remove(t.Name()) // still ours: the lock is held
 		return err
 	}
 	return syncDir(filepath.Dir(path))
