@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Sdvbox is updates, containers and cloud of a software-defined vehicle in one
+// binary: the name of the call selects the applet.
+package main
+
+import (
+	"os"
+
+	"sdvbox/platform/applet"
+)
+
+// table lists the applets in the order of --list.
+func table() []applet.Command {
+	return []applet.Command{}
+}
+
+func main() {
+	os.Exit(applet.Main(table(), os.Args, os.Stdin, os.Stdout, os.Stderr))
+}

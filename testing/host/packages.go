@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+// A pkg is a Debian package and what the project needs it for.
+type pkg struct{ name, why string }
+
+// groups are the packages behind the targets of the Makefile.
+var groups = map[string][]pkg{
+	"test": {
+		{"dbus", "private bus between the agent and RAUC"},
+		{"rauc", "installs and signs bundles"},
+		{"rauc-service", "RAUC over D-Bus"},
+		{"mosquitto", "broker"},
+		{"mosquitto-clients", "the messages of the documentation, as printed"},
+		{"openssl", "certificates of the tests"},
+		{"squashfs-tools", "bundles"},
+		{"e2fsprogs", "file systems of slots and data partition"},
+		{"grub-common", "grub-editenv and grub-script-check, to compare with"},
+		{"libubootenv-tool", "fw_printenv and fw_setenv, to compare with"},
+	},
+	"vehicle": {
+		{"qemu-system-x86", "the machine"},
+		{"ovmf", "UEFI firmware"},
+		{"grub-common", "boot loader"},
+		{"grub-efi-amd64-bin", "boot loader"},
+		{"mmdebstrap", "root file system from Debian packages"},
+		{"gdisk", "partition table"},
+		{"dosfstools", "EFI system partition"},
+		{"mtools", "files on the EFI system partition"},
+		{"e2fsprogs", "root file systems"},
+		{"squashfs-tools", "bundles"},
+		{"cpio", "initramfs"},
+		{"zstd", "initramfs"},
+		{"rauc", "signs bundles"},
+		{"openssl", "certificates"},
+		{"mosquitto-clients", "the messages of the documentation, as printed"},
+	},
+	"lint": {
+		{"shellcheck", "boot scripts"},
+	},
+}
