@@ -1,0 +1,483 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package updateagent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"sdvbox/platform/durable"
+	"sdvbox/platform/mqttbus"
+	"sdvbox/platform/updateproto"
+)
+
+// Backend does the work of one domain. Its methods run one at a time, each in
+// a goroutine of its own; ROLLBACK and CLEANUP cancel the context of what runs
+// and wait for it to return. A method that was interrupted by a restart is
+// called again, so each has to look first at what is already done.
+//
+// The first result is the outcome, named by its status. A second one is the
+// terminal feedback that ends the activity: Rollback and Cleanup always return
+// one, Identify when there is nothing to do.
+type Backend interface {
+	// Identify decides what a request means. It changes nothing.
+	Identify(context.Context, *Job) []updateproto.Feedback
+	Download(context.Context, *Job) []updateproto.Feedback
+	Update(context.Context, *Job) []updateproto.Feedback
+	Activate(context.Context, *Job) []updateproto.Feedback
+	// Verify is called after a restart when Activate has succeeded. It returns
+	// ACTIVATION_SUCCESS or ACTIVATION_FAILURE when there is news of it, such
+	// as the outcome of a reboot, and nothing otherwise.
+	Verify(context.Context, *Job) []updateproto.Feedback
+	Rollback(context.Context, *Job) []updateproto.Feedback
+	Cleanup(context.Context, *Job) []updateproto.Feedback
+	// Inventory describes what is installed. It may be called at any time. The
+	// inventory is published also beside an error, which is logged.
+	Inventory(context.Context) (updateproto.Inventory, error)
+}
+
+// Job is what a Backend works on.
+type Job struct {
+	Request updateproto.DesiredState // its own domain only
+	Success bool                     // for Cleanup: the update has succeeded
+
+	notes    json.RawMessage
+	progress func(updateproto.Feedback)
+	save     func(json.RawMessage) error
+}
+
+// NewJob makes a job outside of an Agent, to drive a Backend directly.
+func NewJob(r updateproto.DesiredState, progress func(updateproto.Feedback)) *Job {
+	return &Job{Request: r, progress: progress, save: func(json.RawMessage) error { return nil }}
+}
+
+// Progress publishes an intermediate feedback.
+func (j *Job) Progress(f updateproto.Feedback) { j.progress(f) }
+
+// Save keeps v, encoded as JSON, with the activity; it is durable on return.
+func (j *Job) Save(v any) error {
+	notes, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := j.save(notes); err != nil {
+		return fmt.Errorf("save notes of the update: %w", err)
+	}
+	j.notes = notes
+	return nil
+}
+
+// Load decodes into v what Save has kept; without any v stays as it is.
+func (j *Job) Load(v any) {
+	if len(j.notes) > 0 {
+		// Notes of a newer version may not fit; what does is taken.
+		_ = json.Unmarshal(j.notes, v)
+	}
+}
+
+// Capacity is the size of record that an Agent's journal needs.
+const Capacity = 256 << 10
+
+// maxRequest leaves room for everything else in the journal.
+const maxRequest = Capacity / 4
+
+// Config is what an Agent consists of. All members are required.
+type Config struct {
+	Domain      string // such as self-update
+	Identifying string // message of the first feedback
+	Journal     *durable.Journal
+	Bus         *mqttbus.Bus
+	Backend     Backend
+	Log         *slog.Logger
+}
+
+// Agent serves one domain.
+type Agent struct {
+	Config
+	m      machine
+	in     chan any // events from the agent's own goroutines
+	out    outbox
+	wanted chan string // ids of inventories to publish
+	gen    int         // number of the work that runs
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when the work before has returned
+}
+
+// The agent's own events.
+type (
+	progressed struct {
+		gen int
+		f   updateproto.Feedback
+	}
+	finished struct {
+		gen     int
+		results []updateproto.Feedback
+	}
+	noted struct {
+		gen   int
+		notes json.RawMessage
+		done  chan error
+	}
+	delivered struct{ o outgoing }
+	missed    struct{} // a feedback could not be published
+)
+
+// Prefix is the first part of the topics of a domain.
+func Prefix(domain string) string {
+	p := strings.ReplaceAll(domain, "-", "")
+	if !strings.HasSuffix(p, "update") {
+		p += "update"
+	}
+	return p
+}
+
+// Subscriptions are the topics that the Bus of an Agent has to subscribe to.
+func Subscriptions(domain string) []string {
+	p := Prefix(domain)
+	return []string{p + "/desiredstate", p + "/desiredstate/command", p + "/currentstate/get"}
+}
+
+// Run serves until ctx ends. It fails when the journal can no longer be
+// written: what cannot be remembered must not be promised.
+func Run(ctx context.Context, c Config) error {
+	a := &Agent{Config: c, in: make(chan any), wanted: make(chan string, 64), ended: make(chan struct{})}
+	close(a.ended)
+	a.out.init()
+	a.m.identifying = c.Identifying
+	a.m.Version = stateVersion
+	if rec := c.Journal.Load(); rec != nil {
+		if err := json.Unmarshal(rec, &a.m.State); err != nil {
+			c.Log.Error("journal does not make sense, starting without it", "error", err)
+			a.m.State = State{Version: stateVersion}
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go a.publish(ctx)
+	go a.inventory(ctx)
+	a.m.resume()
+	if act := a.m.Activity; act != nil {
+		c.Log.Info("resuming", "activity", act.ID, "phase", act.Phase)
+	}
+	if err := a.apply(ctx); err != nil {
+		return err
+	}
+	for {
+		if err := a.next(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// next handles one event. This is the only goroutine that touches a.m.
+func (a *Agent) next(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case ev, ok := <-a.Bus.Events():
+		if !ok {
+			return errors.New("the bus is closed")
+		}
+		switch ev.Kind {
+		case mqttbus.Up:
+			a.out.open()
+			a.m.connected()
+		case mqttbus.Down:
+			a.out.close()
+		case mqttbus.Received:
+			a.receive(ev.Message)
+			if err := a.apply(ctx); err != nil {
+				return err
+			}
+			ev.Message.Ack()
+		}
+	case ev := <-a.in:
+		switch ev := ev.(type) {
+		case progressed:
+			if ev.gen == a.gen {
+				a.m.progress(ev.f)
+			}
+		case finished:
+			if ev.gen == a.gen {
+				a.m.done(ev.results)
+			}
+		case noted:
+			if ev.gen != a.gen {
+				ev.done <- context.Canceled
+				break
+			}
+			a.m.note(ev.notes)
+			err := a.apply(ctx)
+			ev.done <- err
+			return err
+		case delivered:
+			a.m.sent(ev.o)
+		case missed:
+			a.m.connected()
+		}
+	}
+	return a.apply(ctx)
+}
+
+// receive turns a message into an event of the machine.
+func (a *Agent) receive(msg *mqttbus.Message) {
+	if msg.Retained {
+		// A retained request would start the same update at every connect.
+		a.Log.Warn("retained message is ignored", "topic", msg.Topic)
+		return
+	}
+	drop := func(err error) {
+		a.Log.Warn("message cannot be understood and has no activityId to answer to", "topic", msg.Topic, "error", err)
+	}
+	switch _, kind, _ := strings.Cut(msg.Topic, "/"); kind {
+	case "desiredstate":
+		var ds updateproto.DesiredState
+		id, err := updateproto.Decode(msg.Payload, &ds)
+		var request json.RawMessage
+		if err == nil {
+			request, err = a.own(ds)
+		}
+		switch {
+		case id == "":
+			drop(err)
+		case err != nil:
+			a.m.reject(id, "desired state: "+err.Error())
+		default:
+			a.m.request(id, request)
+		}
+	case "desiredstate/command":
+		var c updateproto.Command
+		id, err := updateproto.Decode(msg.Payload, &c)
+		_, known := stepOf(c.Command)
+		known = known || c.Command == updateproto.CommandCleanup || c.Command == updateproto.CommandRollback
+		switch {
+		case id == "":
+			drop(err)
+		case err != nil:
+			a.m.reject(id, "command: "+err.Error())
+		case !known:
+			a.m.reject(id, fmt.Sprintf("payload.command: %.40q is unknown, expected DOWNLOAD, UPDATE, ACTIVATE, CLEANUP or ROLLBACK", c.Command))
+		default:
+			a.Log.Info("command", "activity", id, "command", c.Command)
+			a.m.command(id, c.Command)
+		}
+	case "currentstate/get":
+		id, err := updateproto.Decode(msg.Payload, nil)
+		if id == "" {
+			drop(err)
+			return
+		}
+		a.m.inventoryWanted(id)
+	default:
+		a.Log.Warn("message on an unexpected topic", "topic", msg.Topic)
+	}
+}
+
+// own reduces a desired state to what this agent has to know and keep of it.
+func (a *Agent) own(ds updateproto.DesiredState) (json.RawMessage, error) {
+	var own updateproto.DesiredState
+	for _, d := range ds.Domains {
+		if d.ID == a.Domain {
+			own.Domains = append(own.Domains, d)
+			break
+		}
+	}
+	data, err := json.Marshal(own)
+	if err == nil && len(data) > maxRequest {
+		err = fmt.Errorf("domain %q takes %d bytes, expected at most %d", a.Domain, len(data), maxRequest)
+	}
+	return data, err
+}
+
+// apply saves the state and carries out what follows from the last event.
+func (a *Agent) apply(ctx context.Context) error {
+	effects, dirty := a.m.take()
+	if dirty {
+		rec, err := json.Marshal(a.m.State)
+		if err != nil {
+			return fmt.Errorf("encode journal: %w", err)
+		}
+		if err := a.Journal.Save(rec); err != nil {
+			return err
+		}
+	}
+	for _, e := range effects {
+		switch {
+		case e.warn != "":
+			a.Log.Warn(e.warn)
+		case e.publish != nil:
+			if !e.progress {
+				a.Log.Info("feedback", "activity", e.publish.ID, "status", e.publish.Feedback.Status, "message", e.publish.Feedback.Message)
+			}
+			a.out.add(item{outgoing: *e.publish, last: e.last, progress: e.progress})
+		case e.inventory != nil:
+			select {
+			case a.wanted <- *e.inventory:
+			default:
+				a.Log.Warn("too many inventories are wanted at once, one is left out", "activity", *e.inventory)
+			}
+		case e.start != "":
+			a.start(ctx, e.start)
+		}
+	}
+	return nil
+}
+
+// start runs the backend's method for a phase, after the one that runs has
+// been cancelled and has returned.
+func (a *Agent) start(ctx context.Context, p Phase) {
+	if a.cancel != nil {
+		a.cancel()
+	}
+	a.gen++
+	gen := a.gen
+	ctx, a.cancel = context.WithCancel(ctx)
+	before, ended := a.ended, make(chan struct{})
+	a.ended = ended
+	act := a.m.Activity
+	job := &Job{
+		Success:  act.Success,
+		notes:    act.Notes,
+		progress: func(f updateproto.Feedback) { a.post(ctx, progressed{gen, f}) },
+		save: func(notes json.RawMessage) error {
+			done := make(chan error, 1)
+			if !a.post(ctx, noted{gen, notes, done}) {
+				return ctx.Err()
+			}
+			select {
+			case err := <-done:
+				return err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		},
+	}
+	_ = json.Unmarshal(act.Request, &job.Request) // it was encoded by own
+	go func() {
+		defer close(ended)
+		<-before
+		results := a.work(ctx, p, job)
+		a.post(ctx, finished{gen, results})
+	}()
+}
+
+// work calls the backend. A panic there, on whatever a peer has sent, fails
+// the step; it would come back at every restart otherwise.
+func (a *Agent) work(ctx context.Context, p Phase, job *Job) (results []updateproto.Feedback) {
+	defer func() {
+		if r := recover(); r != nil {
+			a.Log.Error("panic in "+string(p), "panic", r, "stack", string(debug.Stack()))
+			results = failure(p, fmt.Sprintf("internal error: %v", r))
+		}
+	}()
+	switch p {
+	case Identifying:
+		return a.Backend.Identify(ctx, job)
+	case Downloading:
+		return a.Backend.Download(ctx, job)
+	case Updating:
+		return a.Backend.Update(ctx, job)
+	case Activating:
+		return a.Backend.Activate(ctx, job)
+	case Activated:
+		return a.Backend.Verify(ctx, job)
+	case RollingBack:
+		return a.Backend.Rollback(ctx, job)
+	default:
+		return a.Backend.Cleanup(ctx, job)
+	}
+}
+
+// failure is the result of a phase that could not be carried out at all.
+func failure(p Phase, why string) []updateproto.Feedback {
+	incomplete := feedback(updateproto.StatusIncomplete, why)
+	switch p {
+	case RollingBack:
+		return []updateproto.Feedback{feedback(updateproto.StatusRollbackFailure, why), incomplete}
+	case Cleaning:
+		return []updateproto.Feedback{feedback(updateproto.StatusCleanupFailure, why), incomplete}
+	}
+	for _, s := range steps() {
+		if s.work == p || s.done == p {
+			return []updateproto.Feedback{feedback(s.failure, why)}
+		}
+	}
+	return nil
+}
+
+// post hands an event to the agent's loop.
+func (a *Agent) post(ctx context.Context, ev any) bool {
+	select {
+	case a.in <- ev:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// publish sends what is in the outbox, in its order.
+func (a *Agent) publish(ctx context.Context) {
+	topic := Prefix(a.Domain) + "/desiredstatefeedback"
+	for {
+		it, err := a.out.next(ctx)
+		if err != nil {
+			return
+		}
+		data, err := updateproto.Encode(it.ID, time.Now(), it.Feedback)
+		if err != nil {
+			a.Log.Error("cannot encode feedback", "error", err)
+			continue
+		}
+		err = a.Bus.Publish(ctx, topic, false, data)
+		switch {
+		case err == nil && it.last:
+			a.post(ctx, delivered{it.outgoing})
+		case err == nil, it.progress, errors.Is(err, mqttbus.ErrDown):
+			// After a lost connection everything is said again anyway.
+		default:
+			a.Log.Warn("cannot publish feedback, trying again", "topic", topic, "error", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Second):
+			}
+			a.post(ctx, missed{})
+		}
+	}
+}
+
+// inventory publishes the inventory as often as it is wanted.
+func (a *Agent) inventory(ctx context.Context) {
+	topic := Prefix(a.Domain) + "/currentstate"
+	for {
+		var id string
+		select {
+		case <-ctx.Done():
+			return
+		case id = <-a.wanted:
+		}
+		c, cancel := context.WithTimeout(ctx, 30*time.Second)
+		inv, err := a.Backend.Inventory(c)
+		cancel()
+		if err != nil {
+			a.Log.Warn("inventory may be incomplete", "error", err)
+		}
+		data, err := updateproto.Encode(id, time.Now(), inv)
+		if err != nil {
+			a.Log.Error("cannot encode inventory", "error", err)
+			continue
+		}
+		if err := a.Bus.Publish(ctx, topic, true, data); err != nil && !errors.Is(err, mqttbus.ErrDown) {
+			a.Log.Warn("cannot publish inventory", "topic", topic, "error", err)
+		}
+	}
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package updateagent
+
+import (
+	"context"
+	"sync"
+)
+
+// item is a feedback in the outbox.
+type item struct {
+	outgoing
+	last     bool // of State.Unsent
+	progress bool // may be left out
+}
+
+// maxWaiting is how many items may wait before progress is left out.
+const maxWaiting = 64
+
+// outbox is a queue between the agent's loop, which never waits, and its
+// publisher. While there is no connection it takes nothing in: at the next one
+// the machine repeats what matters.
+type outbox struct {
+	mu     sync.Mutex
+	closed bool
+	items  []item
+	wake   chan struct{}
+}
+
+func (o *outbox) init() {
+	o.closed = true
+	o.wake = make(chan struct{}, 1)
+}
+
+func (o *outbox) open() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = false
+}
+
+func (o *outbox) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	o.items = nil
+}
+
+func (o *outbox) add(it item) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return
+	}
+	if it.progress && len(o.items) >= maxWaiting {
+		return
+	}
+	o.items = append(o.items, it)
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) next(ctx context.Context) (item, error) {
+	for {
+		o.mu.Lock()
+		if len(o.items) > 0 {
+			it := o.items[0]
+			o.items = o.items[1:]
+			o.mu.Unlock()
+			return it, nil
+		}
+		o.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return item{}, ctx.Err()
+		case <-o.wake:
+		}
+	}
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package updateagent is the agent's side of the update protocol: it takes
+// desired states and commands for one domain, drives a Backend through the
+// phases of an update, and answers each of them, across crashes, reboots and
+// broker outages.
+//
+// The rules live in machine, a plain state machine without clock, socket or
+// disk: an event goes in, a new State and a list of effects come out. Agent is
+// the shell around it: it saves the State in a journal before it carries out
+// any effect, so that a restart at any instant finds what was promised and
+// goes on with it.
+package updateagent
+
+import (
+	"encoding/json"
+	"slices"
+
+	"sdvbox/platform/updateproto"
+)
+
+// Phase is where an activity stands.
+type Phase string
+
+// The phases in their order. Those in -ing have work running; in the others
+// the activity waits for a command.
+const (
+	Identifying Phase = "identifying"
+	Identified  Phase = "identified"
+	Downloading Phase = "downloading"
+	Downloaded  Phase = "downloaded"
+	Updating    Phase = "updating"
+	Updated     Phase = "updated"
+	Activating  Phase = "activating"
+	Activated   Phase = "activated"
+	Failed      Phase = "failed"
+	RollingBack Phase = "rolling back"
+	Cleaning    Phase = "cleaning"
+)
+
+// step ties a command to the phases around it.
+type step struct {
+	command          string
+	from, work, done Phase
+	success, failure string // feedback statuses that end the work
+}
+
+// steps are the forward steps in their order; identification comes from a
+// desired state, not from a command.
+func steps() []step {
+	return []step{
+		{"", "", Identifying, Identified, updateproto.StatusIdentified, updateproto.StatusIdentificationFailed},
+		{updateproto.CommandDownload, Identified, Downloading, Downloaded, updateproto.StatusDownloadSuccess, updateproto.StatusDownloadFailure},
+		{updateproto.CommandUpdate, Downloaded, Updating, Updated, updateproto.StatusUpdateSuccess, updateproto.StatusUpdateFailure},
+		{updateproto.CommandActivate, Updated, Activating, Activated, updateproto.StatusActivationSuccess, updateproto.StatusActivationFailure},
+	}
+}
+
+// stepOf returns the forward step of a command.
+func stepOf(command string) (step, bool) {
+	for _, s := range steps() {
+		if s.command == command && command != "" {
+			return s, true
+		}
+	}
+	return step{}, false
+}
+
+// working reports whether the phase has work running.
+func (p Phase) working() bool {
+	switch p {
+	case Identifying, Downloading, Updating, Activating, RollingBack, Cleaning:
+		return true
+	}
+	return false
+}
+
+// waitsFor says in words what an activity in this phase expects next.
+func (p Phase) waitsFor() string {
+	for _, s := range steps() {
+		if s.from == p && s.command != "" {
+			return "it waits for " + s.command
+		}
+	}
+	switch p {
+	case Activated, Failed:
+		return "it waits for CLEANUP"
+	}
+	return "it is " + string(p)
+}
+
+// passed reports whether the phase lies behind the waiting phase q on the way
+// forward.
+func (p Phase) passed(q Phase) bool {
+	order := []Phase{Identifying, Identified, Downloading, Downloaded, Updating, Updated, Activating, Activated, Failed, RollingBack, Cleaning}
+	return slices.Index(order, p) > slices.Index(order, q)
+}
+
+// afterSuccess is the phase that follows when running work succeeds.
+func (p Phase) afterSuccess() Phase {
+	for _, s := range steps() {
+		if s.work == p {
+			return s.done
+		}
+	}
+	return p
+}
+
+// Activity is one update under way.
+type Activity struct {
+	ID      string          `json:"id"`                // as used in feedback now
+	Aliases []string        `json:"aliases,omitempty"` // other ids it was addressed with
+	Adopted []string        `json:"adopted,omitempty"` // those of them that came with a command only
+	Request json.RawMessage `json:"request"`           // payload of the desired state
+	Phase   Phase           `json:"phase"`
+	// Success tells Cleaning whether it ends a successful update.
+	Success bool `json:"success,omitempty"`
+	// Last is the newest feedback, repeated when somebody may have missed it.
+	Last updateproto.Feedback `json:"last"`
+	// Queue holds commands that came before their turn.
+	Queue []queued `json:"queue,omitempty"`
+	// Notes are the backend's own.
+	Notes json.RawMessage `json:"notes,omitempty"`
+}
+
+type queued struct {
+	ID      string `json:"id"`
+	Command string `json:"command"`
+}
+
+func (a *Activity) knows(id string) bool {
+	return a.ID == id || slices.Contains(a.Aliases, id)
+}
+
+// ended is what is remembered of a finished activity: enough to refuse or to
+// answer again whoever comes back to it.
+type ended struct {
+	IDs     []string `json:"ids"`
+	Adopted []string `json:"adopted,omitempty"`
+	Status  string   `json:"status"` // terminal status
+}
+
+// outgoing is a feedback message on its way.
+type outgoing struct {
+	ID       string               `json:"id"`
+	Feedback updateproto.Feedback `json:"feedback"`
+}
+
+// State is all that an agent keeps across restarts.
+type State struct {
+	Version  int       `json:"version"`
+	Activity *Activity `json:"activity,omitempty"`
+	// Ended are finished activities, newest last.
+	Ended []ended `json:"ended,omitempty"`
+	// Unsent are the last words of finished activities that the broker has
+	// not taken yet.
+	Unsent []outgoing `json:"unsent,omitempty"`
+	// LastID is the id last seen in any message; inventories carry it.
+	LastID string `json:"lastId,omitempty"`
+}
+
+const (
+	stateVersion = 1
+	maxEnded     = 32
+	maxUnsent    = 16
+	maxQueue     = 8
+	maxAliases   = 8
+)
+
+func (s *State) endedWith(id string) (ended, bool) {
+	for i := len(s.Ended) - 1; i >= 0; i-- {
+		if slices.Contains(s.Ended[i].IDs, id) {
+			return s.Ended[i], true
+		}
+	}
+	return ended{}, false
+}
+
+// forget drops finished activities known as id, so that the id can be used
+// anew.
+func (s *State) forget(id string) {
+	s.Ended = slices.DeleteFunc(s.Ended, func(e ended) bool { return slices.Contains(e.IDs, id) })
+}
