@@ -244,24 +244,6 @@ func TestWaitKnowsWhenThereIsNothingToWaitFor(t *testing.T) {
 	}
 }
 
-func TestWaitIsNotFooledByAnotherBusyCall(t *testing.T) {
-	backend := t.TempDir() + "/backend"
-	script := "#!/bin/sh\ncase $1 in get-primary) echo SDV_A;; get-state) echo good;; set-state) sleep 1;; esac\n"
-	if err := os.WriteFile(backend, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	f := raucd.Start(t, raucd.Options{Bootloader: "custom", Backend: backend})
-	marking, waiting := dial(t, f), dial(t, f)
-	marked := background(func() error { _, _, err := marking.Mark(t.Context(), "good", "booted"); return err })
-	waited := background(func() error { return waiting.Wait(t.Context(), nil) })
-	if err := within(t, "wait", waited); !errors.Is(err, ErrIdle) {
-		t.Errorf("%v, want %v", err, ErrIdle)
-	}
-	if err := within(t, "mark", marked); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestDeathOfTheServiceEndsInstallAndWait(t *testing.T) {
 	f := raucd.Start(t, raucd.Options{})
 	c, other := dial(t, f), dial(t, f)
