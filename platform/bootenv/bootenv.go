@@ -79,6 +79,15 @@ func (k Kind) String() string {
 // ErrInvalid means that no copy of an environment can be used.
 var ErrInvalid = errors.New("no valid boot environment")
 
+// invalid is ErrInvalid with the error of each copy.
+func invalid(copies []error) error {
+	format, args := "%w: %w", []any{ErrInvalid, copies[0]}
+	for _, err := range copies[1:] {
+		format, args = format+"; %w", append(args, err)
+	}
+	return fmt.Errorf(format, args...)
+}
+
 // Store is a boot environment on a medium.
 type Store interface {
 	// Load returns the current variables.
@@ -191,3 +200,5 @@ func (v *Vars) Clone() *Vars {
 
 // Equal reports whether both hold the same variables, in any order.
 func (v *Vars) Equal(w *Vars) bool { return maps.Equal(v.values, w.values) }
+
+func sortedKeys(v *Vars) []string { return slices.Sorted(slices.Values(v.keys)) }

@@ -140,11 +140,11 @@ func (s *grubStore) read() ([]*grubCopy, *grubCopy, error) {
 	}
 	cur := newer(copies)
 	if cur == nil {
-		var why []string
+		var errs []error
 		for _, c := range copies {
-			why = append(why, c.err.Error())
+			errs = append(errs, c.err)
 		}
-		return copies, nil, fmt.Errorf("%w: %s", ErrInvalid, strings.Join(why, "; "))
+		return copies, nil, invalid(errs)
 	}
 	return copies, cur, nil
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -157,11 +156,11 @@ func (s *ubootStore) read() ([]*ubootCopy, *ubootCopy, error) {
 		}
 	}
 	if cur == nil {
-		var why []string
+		var errs []error
 		for _, c := range copies {
-			why = append(why, c.err.Error())
+			errs = append(errs, c.err)
 		}
-		return copies, nil, fmt.Errorf("%w: %s", ErrInvalid, strings.Join(why, "; "))
+		return copies, nil, invalid(errs)
 	}
 	return copies, cur, nil
 }
@@ -235,7 +234,7 @@ func (r region) start(f *os.File) (int64, error) {
 func (s *ubootStore) write(i int, vars *Vars, flags byte) error {
 	r := s.regions[i]
 	var sorted Vars
-	for _, k := range slices.Sorted(slices.Values(vars.keys)) {
+	for _, k := range sortedKeys(vars) {
 		sorted.Set(k, vars.Get(k))
 	}
 	image, err := FormatUBoot(&sorted, int(r.size), s.redundant(), flags)
