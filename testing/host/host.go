@@ -155,12 +155,12 @@ func install(names []string, out io.Writer) error {
 		return err
 	}
 	apt := func() error {
-		return command("apt-get", append([]string{"install", "--yes", "--no-install-recommends", "-o=DPkg::Lock::Timeout=300"}, names...)...)
+		return command("apt-get", append([]string{"install", "-qq", "--yes", "--no-install-recommends", "-o=Dpkg::Use-Pty=0", "-o=DPkg::Lock::Timeout=300"}, names...)...)
 	}
 	// Lists that are missing or too old make the first attempt fail.
 	if err := apt(); err != nil {
 		fmt.Fprintln(out, "host: updating the lists of packages")
-		if err := command("apt-get", "update"); err != nil {
+		if err := command("apt-get", "update", "-qq"); err != nil {
 			return err
 		}
 		if err := apt(); err != nil {

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL = bash
+.SHELLFLAGS = -euo pipefail -c
+
+VERSION ?= $(shell git describe --tags --always --dirty --abbrev=12 2>/dev/null || echo unknown)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+BUILD   ?= build
+ARCH    ?= $(shell go env GOHOSTARCH)
+DESTDIR ?=
+PREFIX  ?= /usr
+FUZZTIME ?= 10s
+
+applet  = sdvbox/platform/applet
+ldflags = -s -w -buildid= -X $(applet).Version=$(VERSION) -X $(applet).Commit=$(COMMIT)
+# What describes the applets must run here, also when installing for another machine.
+box     = $(BUILD)/linux-$(shell go env GOHOSTARCH)/sdvbox
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: $(BUILD)/linux-amd64/sdvbox $(BUILD)/linux-arm64/sdvbox ## build the static binary for amd64 and arm64
+
+$(BUILD)/linux-%/sdvbox: always
+	CGO_ENABLED=0 GOOS=linux GOARCH=$* GOAMD64=v1 GOARM64=v8.0 go build -trimpath -buildvcs=false -ldflags '$(ldflags)' -o $@ .
+
+.PHONY: always
+always:
+
+# The files of an applet lie next to it: systemd units NAME.service, drop-ins
+# UNIT.d/NAME.conf, and configuration in etc/ as it goes below /etc.
+units   = $(wildcard $(foreach t,service target timer socket path mount preset,applets/*/*.$t))
+dropins = $(wildcard applets/*/*.d/*.conf)
+configs = $(shell find applets/*/etc -type f 2>/dev/null)
+
+bindir     = $(DESTDIR)$(PREFIX)/bin
+compatdir  = $(DESTDIR)$(PREFIX)/lib/sdvbox/compat
+systemddir = $(DESTDIR)$(PREFIX)/lib/systemd
+mandir     = $(DESTDIR)$(PREFIX)/share/man/man1
+bashdir    = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+zshdir     = $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions
+fishdir    = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+
+.PHONY: install
+install: $(BUILD)/linux-$(ARCH)/sdvbox $(box) ## install for ARCH below DESTDIR and PREFIX
+	install -D -m 755 $< $(bindir)/sdvbox
+	$(box) --install $(bindir) --target sdvbox
+	$(box) --install-compat $(compatdir) --target ../../../bin/sdvbox
+	for f in $(units); do \
+		case $$f in *.preset) dir=system-preset;; *) dir=system;; esac; \
+		install -D -m 644 $$f $(systemddir)/$$dir/$${f##*/}; \
+	done
+	for f in $(dropins); do install -D -m 644 $$f $(systemddir)/system/$${f#applets/*/}; done
+	for f in $(configs); do install -D -m 644 $$f $(DESTDIR)/etc/$${f#applets/*/etc/}; done
+	mkdir -p $(mandir) $(bashdir) $(zshdir) $(fishdir)
+	$(box) --completion zsh >$(zshdir)/_sdvbox
+	$(box) --completion bash >$(bashdir)/sdvbox
+	$(box) --completion fish >$(fishdir)/sdvbox.fish
+	for name in $$($(box) --list | cut -d ' ' -f 1); do \
+		$(box) --man $$name >$(mandir)/$$name.1; \
+		ln -sf sdvbox $(bashdir)/$$name; \
+		ln -sf sdvbox.fish $(fishdir)/$$name.fish; \
+	done
+	$(box) --man sdvbox >$(mandir)/sdvbox.1
+
+.PHONY: demo
+demo: ## update a virtual vehicle from nothing; KEEP=1 leaves it running
+	go run ./testing/host vehicle
+	go run ./testing/demo
+
+.PHONY: test
+test: ## run all tests, with real brokers, RAUC and virtual vehicles
+	go run ./testing/host test vehicle
+	SDVBOX_REQUIRE=1 go test -timeout 10m $(TESTFLAGS) $$(go list ./... | grep -v /testing/)
+	SDVBOX_REQUIRE=1 go test -timeout 20m -p 1 $(TESTFLAGS) ./testing/...
+	$(MAKE) fuzz
+
+.PHONY: test-long
+test-long: ## also run what takes hours: exhaustive power cuts, watchdog
+	go run ./testing/host test vehicle
+	SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 6h -p 1 $(TESTFLAGS) ./testing/...
+
+.PHONY: fuzz
+fuzz: ## fuzz each target for FUZZTIME
+	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ { t[n++] = $$1 } /^ok/ { while (n) print $$2, t[--n] }' | \
+	while read -r package target; do \
+		echo "fuzz $$package $$target"; \
+		go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
+	done
+
+.PHONY: powercut
+powercut: ## cut the power or kill the agent N times, chosen by SEED
+	go run ./testing/host vehicle
+	go run ./testing/powercut -n $(or $(N),4) -seed $(or $(SEED),1)
+
+.PHONY: bench
+bench: ## measure size, start-up, memory and throughput
+	go run ./testing/host test vehicle
+	SDVBOX_REQUIRE=1 go test -timeout 1h -p 1 -run '^$$' -bench . ./...
+
+.PHONY: lint
+lint: ## check format, vet, shell scripts and licence headers
+	go run ./testing/host lint
+	@files=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$files" || { echo "gofmt would change:" $$files; exit 1; }
+	go vet ./...
+	git grep -lE '^#! ?/.*sh$$' -- ':!*.go' ':!*.md' | xargs shellcheck
+	@files=$$(git ls-files '*.go' '*.sh' '*.cfg' '*.wks' '*.conf' '*.service' '*.preset' Makefile .ci | grep -v /testdata/ | \
+		xargs grep -L 'SPDX-License-Identifier: Apache-2.0'); test -z "$$files" || { echo "no licence header:" $$files; exit 1; }
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(BUILD)
