@@ -17,8 +17,8 @@ const completeName = "__complete"
 
 // The scripts know no option of any applet: they ask the binary, which knows
 // them all, and fall back to file names where it has nothing to say.
-var completionScripts = map[string]string{
-	"bash": `_sdvbox() {
+const (
+	bashCompletion = `_sdvbox() {
 	COMPREPLY=()
 	local word
 	while IFS=$'\t' read -r word _; do
@@ -26,8 +26,8 @@ var completionScripts = map[string]string{
 	done < <(sdvbox __complete "${COMP_WORDS[@]:0:COMP_CWORD+1}" 2>/dev/null)
 }
 complete -o default -F _sdvbox %s
-`,
-	"zsh": `#compdef %s
+`
+	zshCompletion = `#compdef %s
 _sdvbox() {
 	local -a found
 	found=(${(f)"$(sdvbox __complete "${(@)words[1,CURRENT]}" 2>/dev/null | sed 's/:/\\:/g; s/\t/:/')"})
@@ -38,12 +38,12 @@ _sdvbox() {
 	fi
 }
 if [ "$funcstack[1]" = _sdvbox ]; then _sdvbox; else compdef _sdvbox %[1]s; fi
-`,
-	"fish": `for name in %s
+`
+	fishCompletion = `for name in %s
 	complete -c $name -a '(sdvbox __complete (commandline -opc) (commandline -ct) 2>/dev/null)'
 end
-`,
-}
+`
+)
 
 // completer is the command behind the scripts: a candidate a line, a tab
 // before its description.
@@ -64,8 +64,9 @@ func completer(table []Command) Command {
 }
 
 func writeCompletion(w io.Writer, shell string, table []Command) error {
+	script := map[string]string{"bash": bashCompletion, "zsh": zshCompletion, "fish": fishCompletion}[shell]
 	all := strings.Join(append([]string{boxName}, names(table)...), " ")
-	_, err := fmt.Fprintf(w, completionScripts[shell], all)
+	_, err := fmt.Fprintf(w, script, all)
 	return err
 }
 

@@ -132,11 +132,15 @@ func writeHelp(w io.Writer, cmd *Command, path string) error {
 		}
 		indent := strings.Repeat(" ", width+4)
 		for _, e := range s.entries {
-			text := strings.Join(wrap(e.text, 80-len(indent)), "\n"+indent)
-			if len(e.term) > width {
-				text = "\n" + indent + text
+			line := fmt.Sprintf("  %-*s", width, e.term)
+			for i, text := range wrap(e.text, 80-len(indent)) {
+				if i > 0 || len(e.term) > width {
+					b.WriteString(line + "\n")
+					line = indent[2:]
+				}
+				line += "  " + text
 			}
-			b.WriteString(strings.TrimRight(fmt.Sprintf("  %-*s  %s", width, e.term, text), " ") + "\n")
+			b.WriteString(strings.TrimRight(line, " ") + "\n")
 		}
 	}
 	_, err = w.Write(b.Bytes())
