@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rescue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/u-root/u-root/pkg/mount"
+	"golang.org/x/sys/unix"
+)
+
+// A block is one disk or partition.
+type block struct {
+	name  string // as in /dev
+	disk  string // the disk it is on; its own name for a whole disk
+	label string // GPT partition label
+}
+
+func (b block) device() string { return "/dev/" + b.name }
+
+// blocks lists the disks and partitions that the kernel has found, from
+// /sys/class/block, sorted by name.
+func blocks(dir string) ([]block, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var list []block
+	for _, e := range entries {
+		uevent, err := os.ReadFile(filepath.Join(dir, e.Name(), "uevent"))
+		if err != nil {
+			continue // unplugged meanwhile
+		}
+		b := block{name: e.Name(), disk: e.Name()}
+		for line := range strings.Lines(string(uevent)) {
+			switch key, value, _ := strings.Cut(strings.TrimSpace(line), "="); {
+			case key == "PARTNAME" && !strings.Contains(value, "/"):
+				b.label = value
+			case key == "DEVTYPE" && value == "partition":
+				// The entry is a link to .../DISK/PARTITION.
+				real, err := filepath.EvalSymlinks(filepath.Join(dir, e.Name()))
+				if err != nil {
+					return nil, err
+				}
+				b.disk = filepath.Base(filepath.Dir(real))
+			}
+		}
+		list = append(list, b)
+	}
+	return list, nil
+}
+
+const (
+	sysBlock = "/sys/class/block"
+	byLabel  = "/dev/disk/by-partlabel"
+)
+
+// linkLabels makes the links that RAUC's configuration and the mounts name;
+// there is no udev here. With equal labels on two disks the first disk wins.
+func linkLabels() error {
+	list, err := blocks(sysBlock)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(byLabel, 0o755); err != nil {
+		return err
+	}
+	var errs []error
+	for _, b := range list {
+		if b.label == "" {
+			continue
+		}
+		if err := os.Symlink("../../"+b.name, filepath.Join(byLabel, b.label)); err != nil && !errors.Is(err, os.ErrExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// waitDisks makes the links until each of labels has one; disks appear some
+// time after their driver.
+func waitDisks(ctx context.Context, labels []string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := linkLabels()
+		missing := slices.DeleteFunc(slices.Clone(labels), func(l string) bool {
+			_, err := os.Stat(filepath.Join(byLabel, l))
+			return err == nil
+		})
+		if len(missing) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("no partition named %s", strings.Join(missing, ", ")), err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// A volume is a partition that the rescue system mounts for good.
+type volume struct {
+	label, dir, fs string
+	flags          uintptr
+}
+
+func volumes() []volume {
+	return []volume{
+		{"grubenv", "/grubenv", "vfat", unix.MS_NOATIME | unix.MS_SYNCHRONOUS | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC},
+		{"data", "/data", "ext4", unix.MS_NOATIME | unix.MS_NOSUID | unix.MS_NODEV},
+	}
+}
+
+// attach checks and mounts a volume. The error is also left in runDir for the
+// reports to come.
+func (v volume) attach(ctx context.Context) (err error) {
+	if mounted(v.dir) {
+		return nil
+	}
+	note := filepath.Join(runDir, v.label+".error")
+	defer func() {
+		if err != nil {
+			os.WriteFile(note, []byte(err.Error()), 0o644)
+		} else {
+			os.Remove(note)
+		}
+	}()
+	dev := filepath.Join(byLabel, v.label)
+	if _, err := os.Stat(dev); err != nil {
+		return fmt.Errorf("no partition named %s", v.label)
+	}
+	var checked error
+	if v.fs == "ext4" {
+		checked = fsck(ctx, dev)
+	}
+	if _, err := mount.Mount(dev, v.dir, v.fs, "", v.flags, func() error { return os.MkdirAll(v.dir, 0o755) }); err != nil {
+		return errors.Join(err, checked)
+	}
+	return nil
+}
+
+// fsck lets e2fsck repair what is safe to repair without asking.
+func fsck(ctx context.Context, dev string) error {
+	out, err := exec.CommandContext(ctx, "e2fsck", "-p", dev).CombinedOutput()
+	// 1: errors were corrected, 2: and the system should be rebooted, which
+	// matters only for a mounted file system.
+	if e := (*exec.ExitError)(nil); errors.As(err, &e) && e.ExitCode() > 0 && e.ExitCode() <= 3 {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("e2fsck %s: %w: %s", dev, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+type mounting struct{ device, dir string }
+
+// mounts lists what is mounted, in the order of mounting.
+func mounts() []mounting {
+	data, _ := os.ReadFile("/proc/self/mounts")
+	var list []mounting
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 1 {
+			list = append(list, mounting{f[0], f[1]})
+		}
+	}
+	return list
+}
+
+func mounted(dir string) bool {
+	return slices.ContainsFunc(mounts(), func(m mounting) bool { return m.dir == dir })
+}
+
+// view mounts the file system of a device read-only for the time of f. The journal of an ext4 is not replayed: nothing is written.
+func view(dev string, f func(dir string) error) (err error) {
+	dir, err := os.MkdirTemp("", "rescue-view")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	if _, err := os.Stat(dev); err != nil {
+		return err
+	}
+	for _, fs := range []struct{ name, data string }{{"ext4", "noload"}, {"squashfs", ""}, {"vfat", ""}, {"exfat", ""}} {
+		m, err := mount.Mount(dev, dir, fs.name, fs.data, unix.MS_RDONLY|unix.MS_SILENT|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
+			continue // another file system, or one that this kernel does not know
+		}
+		if err != nil {
+			return err
+		}
+		return errors.Join(f(dir), m.Unmount(unix.MNT_DETACH))
+	}
+	return errors.New("no readable file system")
+}
+
+// content is what can be seen of a slot without booting it.
+type content struct {
+	kernel  bool
+	version string // VERSION_ID of os-release
+}
+
+// inspect looks into the file system of a slot.
+func inspect(dev string) (c content, err error) {
+	err = view(dev, func(dir string) error {
+		for _, name := range []string{"boot/vmlinuz", "boot/bzImage", "boot/Image"} {
+			// Stat would follow an absolute link out of the slot.
+			if fi, err := os.Lstat(filepath.Join(dir, name)); err == nil && fi.Size() > 0 {
+				c.kernel = true
+			}
+		}
+		for _, name := range []string{"etc/os-release", "usr/lib/os-release"} {
+			data, err := os.ReadFile(filepath.Join(dir, name))
+			if err == nil {
+				c.version = osVersion(string(data))
+				return nil
+			}
+		}
+		return errors.New("no os-release: the file system is damaged or is not a root file system")
+	})
+	return c, err
+}
+
+// osVersion returns VERSION_ID of an os-release file.
+func osVersion(text string) string {
+	for line := range strings.Lines(text) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "VERSION_ID="); ok {
+			return strings.Trim(v, `"'`)
+		}
+	}
+	return ""
+}
