@@ -8,12 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"sdvbox/testing/broker"
 )
@@ -206,11 +209,9 @@ func TestOrderIsKept(t *testing.T) {
 	b, _ := connect(t, Config{Broker: br.URL()}, Options{})
 	next(t, b, Up)
 	peer := br.Client(t)
-	go func() {
-		for i := range n {
-			peer.Publish(topic, fmt.Sprint(i))
-		}
-	}()
+	for i := range n {
+		peer.Publish(topic, fmt.Sprint(i))
+	}
 	for i := range n {
 		receive(t, b, fmt.Sprint(i)).Ack()
 	}
@@ -327,6 +328,56 @@ func TestFrozenBrokerIsNoticed(t *testing.T) {
 	next(t, b, Down)
 	br.Thaw()
 	next(t, b, Up)
+}
+
+func TestTwoClientsOfOneSessionAreToldSo(t *testing.T) {
+	t.Parallel()
+	br := broker.Start(t, broker.Options{})
+	b, log := connect(t, Config{Broker: br.URL()}, Options{})
+	next(t, b, Up)
+	connect(t, Config{Broker: br.URL()}, Options{})
+	log.wait(t, "is there another client with the id")
+}
+
+// An access list of mosquitto does not refuse subscriptions; other brokers do.
+func TestRefusedSubscriptionIsAnOutage(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		var code byte = 0x80 // the second time it is allowed
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			for {
+				p, err := packets.ReadPacket(conn)
+				if err != nil {
+					break
+				}
+				switch p := p.(type) {
+				case *packets.ConnectPacket:
+					packets.NewControlPacket(packets.Connack).Write(conn)
+				case *packets.SubscribePacket:
+					ack := packets.NewControlPacket(packets.Suback).(*packets.SubackPacket)
+					ack.MessageID = p.MessageID
+					ack.ReturnCodes = []byte{code}
+					ack.Write(conn)
+					code = 1
+				}
+			}
+			conn.Close()
+		}
+	}()
+	b, log := connect(t, Config{Broker: l.Addr().String()}, Options{})
+	next(t, b, Up)
+	if want := "the broker does not allow " + topic; !strings.Contains(log.String(), want) {
+		t.Errorf("log does not say %q:\n%s", want, log)
+	}
 }
 
 func TestCloseDoesNotWaitForABroker(t *testing.T) {
