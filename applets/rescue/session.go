@@ -214,18 +214,20 @@ func extract(name, to string, perm os.FileMode) error {
 }
 
 // consoles lists the terminals for shells: the kernel's consoles, with the
-// first virtual terminal standing for the screen.
+// first virtual terminal standing for the screen, and those that the file
+// /etc/rescue/consoles names.
 func consoles() []string {
-	data, err := os.ReadFile("/sys/class/tty/console/active")
+	active, err := os.ReadFile("/sys/class/tty/console/active")
 	if err != nil {
-		data = []byte("console")
+		active = []byte("console")
 	}
-	return ttys(string(data))
+	more, _ := os.ReadFile("/etc/rescue/consoles")
+	return ttys(string(active) + " " + string(more))
 }
 
-func ttys(active string) []string {
+func ttys(names string) []string {
 	var list []string
-	for name := range strings.FieldsSeq(active) {
+	for name := range strings.FieldsSeq(names) {
 		if name == "tty0" {
 			name = "tty1"
 		}

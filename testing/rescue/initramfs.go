@@ -29,6 +29,8 @@ type Options struct {
 	Release string            // kernel release below Tree/usr/lib/modules; "" when there is just one
 	Binary  string            // the sdvbox binary
 	Files   map[string]string // further files, path inside → path on the host: RAUC's system.conf, its keyring
+
+	Consoles []string // terminals for a shell besides the kernel's consoles
 }
 
 // Packages lists the Debian packages that a tree must contain, besides a
@@ -107,6 +109,9 @@ func (a *archive) fill(ctx context.Context, o Options) error {
 	a.put(cpio.StaticFile("etc/passwd", "root::0:0:root:/root:/bin/sh\nnobody:*:65534:65534:nobody:/:/bin/false\n", 0o644))
 	a.put(cpio.StaticFile("etc/group", "root:x:0:\nnogroup:x:65534:\n", 0o644))
 	a.put(cpio.StaticFile("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644))
+	if len(o.Consoles) > 0 {
+		a.put(cpio.StaticFile("etc/rescue/consoles", strings.Join(o.Consoles, "\n")+"\n", 0o644))
+	}
 
 	if err := a.file("usr/bin/sdvbox", o.Binary, 0o755); err != nil {
 		return err
