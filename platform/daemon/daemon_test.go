@@ -228,6 +228,14 @@ func TestStateDirWaitsWhileReadOnly(t *testing.T) {
 	}
 }
 
+func TestStateDirMayBeElsewhere(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state", "tested")
+	got, err := stateDir(t.Context(), slog.New(slog.DiscardHandler), filepath.Join(t.TempDir(), "absent"), dir, time.Second)
+	if err != nil || got != dir {
+		t.Errorf("directory %q, error %v, want %q", got, err, dir)
+	}
+}
+
 func TestStateDirFailsWhenWaitingIsOfNoUse(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

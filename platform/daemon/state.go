@@ -27,14 +27,16 @@ const dataRoot = "/data"
 // It waits until ctx ends for what may come late: a file system that is not
 // mounted yet, read-only or full.
 func StateDir(ctx context.Context, log *slog.Logger, name, dir string) (string, error) {
-	var mount string
 	if dir == "" {
-		mount, dir = dataRoot, filepath.Join(dataRoot, "sdvbox", name)
+		dir = filepath.Join(dataRoot, "sdvbox", name)
 	}
-	return stateDir(ctx, log, mount, dir, time.Second)
+	return stateDir(ctx, log, dataRoot, dir, time.Second)
 }
 
 func stateDir(ctx context.Context, log *slog.Logger, mount, dir string, pause time.Duration) (string, error) {
+	if rel, err := filepath.Rel(mount, dir); err != nil || !filepath.IsLocal(rel) {
+		mount = "/" // dir is elsewhere
+	}
 	for said := ""; ; {
 		late, err := prepare(mount, dir)
 		if err == nil {
@@ -58,11 +60,9 @@ func stateDir(ctx context.Context, log *slog.Logger, mount, dir string, pause ti
 
 // prepare says beside an error whether waiting may help.
 func prepare(mount, dir string) (late bool, err error) {
-	if mount != "" {
-		// To create it would put the state into the slot that is running.
-		if _, err := os.Stat(mount); err != nil {
-			return errors.Is(err, fs.ErrNotExist), err
-		}
+	// To create it would put the state into the slot that is running.
+	if _, err := os.Stat(mount); err != nil {
+		return errors.Is(err, fs.ErrNotExist), err
 	}
 	err = durable.MkdirAll(filepath.Dir(dir), 0o755)
 	if err == nil {
