@@ -42,14 +42,15 @@ type Config struct {
 }
 
 // Flags are the command line options for the parts of a Config that are
-// the same in every daemon.
+// the same in every daemon. The group they are in may put a name-space in front
+// of the environment variables.
 type Flags struct {
-	ClientID     string `long:"mqtt-client-id" value-name:"ID" description:"name of the session at the broker; one client only may use it"`
-	User         string `long:"mqtt-user" value-name:"NAME" description:"user name for the broker"`
-	PasswordFile string `long:"mqtt-password-file" value-name:"FILE" description:"file with the password for the broker"`
-	CAFile       string `long:"mqtt-ca-file" value-name:"FILE" description:"certificates (PEM) that may sign the broker's; default: those the system trusts"`
-	CertFile     string `long:"mqtt-cert-file" value-name:"FILE" description:"client certificate (PEM) for the broker"`
-	KeyFile      string `long:"mqtt-key-file" value-name:"FILE" description:"key (PEM) of the client certificate"`
+	ClientID     string `long:"mqtt-client-id" env:"MQTT_CLIENT_ID" value-name:"ID" description:"name of the session at the broker; one client only may use it"`
+	User         string `long:"mqtt-user" env:"MQTT_USER" value-name:"NAME" description:"user name for the broker"`
+	PasswordFile string `long:"mqtt-password-file" env:"MQTT_PASSWORD_FILE" value-name:"FILE" description:"file with the password for the broker"`
+	CAFile       string `long:"mqtt-ca-file" env:"MQTT_CA_FILE" value-name:"FILE" description:"certificates (PEM) that may sign the broker's; default: those the system trusts"`
+	CertFile     string `long:"mqtt-cert-file" env:"MQTT_CERT_FILE" value-name:"FILE" description:"client certificate (PEM) for the broker"`
+	KeyFile      string `long:"mqtt-key-file" env:"MQTT_KEY_FILE" value-name:"FILE" description:"key (PEM) of the client certificate"`
 }
 
 // Config returns the configuration for a broker; clientID is the default.
