@@ -96,9 +96,11 @@ func TestServerDeathCostsNoByteTwice(t *testing.T) {
 	if time.Since(<-away) < 300*time.Millisecond {
 		t.Error("finished while the server was away")
 	}
-	if o.sent != size {
-		t.Errorf("server sent %d bytes for a file of %d", o.sent, size)
-	}
+	o.set(func() {
+		if o.sent != size {
+			t.Errorf("server sent %d bytes for a file of %d", o.sent, size)
+		}
+	})
 	wantRequests(t, o, "GET", fmt.Sprintf(`GET bytes=%d- "v1"`, dead))
 }
 
@@ -161,6 +163,13 @@ func TestPowerCutResumesAtLastSyncedByte(t *testing.T) {
 	const size = 9 << 20
 	data := content(size)
 	o := serve(t, data)
+	o.cut = 8<<20 + 300_000
+	o.before = func(w http.ResponseWriter, _ *http.Request) bool {
+		if len(o.log) > 1 {
+			w.WriteHeader(503)
+		}
+		return len(o.log) > 1
+	}
 	r := o.request()
 	var synced []int64
 	r.Progress = func(done, total int64) {
@@ -174,13 +183,6 @@ func TestPowerCutResumesAtLastSyncedByte(t *testing.T) {
 		if n := len(synced); n == 0 || synced[n-1] != m.Synced {
 			synced = append(synced, m.Synced)
 		}
-	}
-	o.cut = 8<<20 + 300_000
-	o.before = func(w http.ResponseWriter, _ *http.Request) bool {
-		if len(o.log) > 1 {
-			w.WriteHeader(503)
-		}
-		return len(o.log) > 1
 	}
 	r.GiveUp = 50 * time.Millisecond
 	failGet(t, r, "no progress for 50ms")
@@ -335,8 +337,6 @@ func TestRangeNotSatisfiableAtTheEndIsSuccess(t *testing.T) {
 func TestChangedFileIsFetchedWhole(t *testing.T) {
 	o := serve(t, content(300_000))
 	o.cut = 200_000
-	r := o.request()
-	r.GiveUp = time.Millisecond
 	o.before = func(w http.ResponseWriter, _ *http.Request) bool {
 		if len(o.log) > 1 {
 			w.WriteHeader(503)
@@ -344,6 +344,8 @@ func TestChangedFileIsFetchedWhole(t *testing.T) {
 		}
 		return false
 	}
+	r := o.request()
+	r.GiveUp = time.Millisecond
 	failGet(t, r, "503 Service Unavailable")
 	next := content(250_000)
 	next[0]++
@@ -863,8 +865,8 @@ func TestIPv6(t *testing.T) {
 		t.Skip("no IPv6 here: ", err)
 	}
 	o := serve(t, content(1000))
-	go o.srv.Serve(l)
 	r := o.request()
+	go o.srv.Serve(l)
 	r.URL = "http://" + l.Addr().String() + "/x"
 	mustGet(t, r)
 	check(t, r, o.data)

@@ -18,13 +18,14 @@ import (
 )
 
 // origin is a web server for one file, on a real socket, that can be told to
-// misbehave. Once requests come its fields are guarded by mu, which is held
-// while before and edit run.
+// misbehave. From the first call of request on its fields are guarded by mu,
+// which is held while before and edit run.
 type origin struct {
-	t    *testing.T
-	url  string
-	addr string
-	srv  *http.Server
+	t     *testing.T
+	url   string
+	addr  string
+	srv   *http.Server
+	start func()
 
 	mu      sync.Mutex
 	data    []byte
@@ -58,14 +59,10 @@ func serve(t *testing.T, data []byte) *origin {
 	}
 	o.addr = l.Addr().String()
 	o.url = "http://" + o.addr + "/bundle?sig=secret"
-	o.start(l)
-	t.Cleanup(func() { o.srv.Close() })
-	return o
-}
-
-func (o *origin) start(l net.Listener) {
 	o.srv = &http.Server{Handler: o}
-	go o.srv.Serve(l)
+	o.start = sync.OnceFunc(func() { go o.srv.Serve(l) })
+	t.Cleanup(func() { l.Close(); o.srv.Close() })
+	return o
 }
 
 // die closes all connections and the listener.
@@ -78,7 +75,8 @@ func (o *origin) back() {
 		o.t.Error(err)
 		return
 	}
-	o.start(l)
+	o.srv = &http.Server{Handler: o}
+	go o.srv.Serve(l)
 }
 
 func (o *origin) set(f func()) {
@@ -170,8 +168,9 @@ func (o *origin) requests() string {
 	return strings.Join(o.log, "\n")
 }
 
-// request is a Request for o's file with short times.
+// request starts the server and is a Request for its file with short times.
 func (o *origin) request() Request {
+	o.start()
 	return Request{
 		URL:     o.url,
 		Path:    filepath.Join(o.t.TempDir(), "file"),
