@@ -7,12 +7,18 @@ package main
 import (
 	"os"
 
+	"sdvbox/applets/rescue"
+	selfupdateagent "sdvbox/applets/self-update-agent"
 	"sdvbox/platform/applet"
 )
 
 // table lists the applets in the order of --list.
 func table() []applet.Command {
-	return []applet.Command{}
+	return []applet.Command{
+		selfupdateagent.Command(),
+		rescue.Command(),
+		rescue.Init(),
+	}
 }
 
 func main() {
