@@ -68,12 +68,11 @@ type System interface {
 
 // RAUCSystem is the System of a vehicle.
 type RAUCSystem struct {
-	Address   string        // of the D-Bus; "" is the system bus
-	Patience  time.Duration // how long a RAUC that does not answer is waited for
-	BootEnv   string        // where the boot environment is, as bootenv.Open takes it
-	OSRelease string        // usually /etc/os-release
-	Cmdline   string        // usually /proc/cmdline
-	Source    rauc.SourceOptions
+	Address  string        // of the D-Bus; "" is the system bus
+	Patience time.Duration // how long a RAUC that does not answer is waited for
+	BootEnv  string        // where the boot environment is, as bootenv.Open takes it
+	Root     string        // where /etc and /proc are, for tests; "" is /
+	Source   rauc.SourceOptions
 
 	mu      sync.Mutex
 	client  *rauc.Client
@@ -116,7 +115,7 @@ func (s *RAUCSystem) Current(ctx context.Context) (Running, error) {
 	s.mu.Lock()
 	now := s.running
 	s.mu.Unlock()
-	if data, err := os.ReadFile(s.Cmdline); err == nil {
+	if data, err := os.ReadFile(s.Root + "/proc/cmdline"); err == nil {
 		if name, reason := slots.Booted(string(data)); name != "" {
 			now.Bootname, now.BootReason = name, reason
 		}
@@ -173,7 +172,7 @@ func (s *RAUCSystem) slots(ctx context.Context) (booted rauc.Slot, other *rauc.S
 // installed.
 func (s *RAUCSystem) release() string {
 	const unknown = "bundle_version_not_available"
-	f, err := os.Open(s.OSRelease)
+	f, err := os.Open(s.Root + "/etc/os-release")
 	if err != nil {
 		return unknown
 	}
@@ -291,7 +290,7 @@ func (s *RAUCSystem) state() (st slots.State, known bool, err error) {
 }
 
 func (s *RAUCSystem) BootID() (string, error) {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	id, err := os.ReadFile(s.Root + "/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(id)), err
 }
 

@@ -126,6 +126,7 @@ type (
 	}
 	delivered struct{ o outgoing }
 	missed    struct{} // a feedback could not be published
+	ping      struct{} // is anybody there
 )
 
 // Prefix is the first part of the topics of a domain.
@@ -143,27 +144,42 @@ func Subscriptions(domain string) []string {
 	return []string{p + "/desiredstate", p + "/desiredstate/command", p + "/currentstate/get"}
 }
 
-// Run serves until ctx ends. It fails when the journal can no longer be
-// written: what cannot be remembered must not be promised.
-func Run(ctx context.Context, c Config) error {
+// New makes an agent that goes on where its journal ends.
+func New(c Config) *Agent {
 	a := &Agent{Config: c, in: make(chan any), wanted: make(chan string, 64), ended: make(chan struct{})}
 	close(a.ended)
 	a.out.init()
 	a.m.identifying = c.Identifying
-	a.m.Version = stateVersion
 	if rec := c.Journal.Load(); rec != nil {
 		if err := json.Unmarshal(rec, &a.m.State); err != nil {
 			c.Log.Error("journal does not make sense, starting without it", "error", err)
-			a.m.State = State{Version: stateVersion}
+			a.m.State = State{}
 		}
 	}
+	a.m.Version = stateVersion
+	return a
+}
+
+// Alive returns nil when the agent handles events.
+func (a *Agent) Alive() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if !a.post(ctx, ping{}) {
+		return errors.New("the agent does not handle events")
+	}
+	return nil
+}
+
+// Run serves until ctx ends. It fails when the journal can no longer be
+// written: what cannot be remembered must not be promised.
+func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go a.publish(ctx)
 	go a.inventory(ctx)
 	a.m.resume()
 	if act := a.m.Activity; act != nil {
-		c.Log.Info("resuming", "activity", act.ID, "phase", act.Phase)
+		a.Log.Info("resuming", "activity", act.ID, "phase", act.Phase)
 	}
 	if err := a.apply(ctx); err != nil {
 		return err
