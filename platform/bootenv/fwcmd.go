@@ -15,9 +15,11 @@ const fwDefaults = "/etc/u-boot-initial-env"
 
 // Exit codes of libubootenv: negative error numbers.
 const (
-	exitConfig  = 256 - 22 // EINVAL: no usable configuration
-	exitInvalid = 256 - 13 // EACCES: no valid environment and no defaults
-	exitStore   = 255      // the environment cannot be written
+	exitStore    = 256 - 1  // the environment cannot be written
+	exitNoConfig = 256 - 9  // no configuration file
+	exitTooSmall = 256 - 12 // the variables do not fit
+	exitInvalid  = 256 - 13 // no valid environment and no defaults
+	exitConfig   = 256 - 22 // no usable configuration
 )
 
 const fwHelp = ` -h, --help                       : print this help
@@ -127,7 +129,10 @@ func FwSetenv(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		apply(vars)
 		err = f.store.create(vars)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errTooSmall):
+		return f.fail(exitTooSmall, "Error storing the env", err)
+	case err != nil:
 		return f.fail(exitStore, "Error storing the env", err)
 	}
 	return 0
@@ -163,7 +168,11 @@ func newFw(name, help string, args []string, extra option, stdout, stderr io.Wri
 	if !ok {
 		config = defaultConfig
 	}
-	if f.store, err = openUBoot(config); err != nil {
+	f.store, err = openUBoot(config)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, f.fail(exitNoConfig, "Configuration file wrong or corrupted", err)
+	case err != nil:
 		return nil, f.fail(exitConfig, "Configuration file wrong or corrupted", err)
 	}
 	return f, 0

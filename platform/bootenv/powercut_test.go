@@ -141,12 +141,12 @@ func distinct(m medium, steps []step, visit func(medium)) {
 	})
 }
 
-// record runs change with a store and returns the steps it took.
-func record(t *testing.T, s *grubStore, change func(*Vars) error) []step {
+// record runs change on the store that watch belongs to and returns the steps.
+func record(t *testing.T, s Store, w *watch, change func(*Vars) error) []step {
 	t.Helper()
 	var steps []step
-	s.watch = func(st step) { steps = append(steps, st) }
-	defer func() { s.watch = nil }()
+	*w = func(st step) { steps = append(steps, st) }
+	defer func() { *w = nil }()
 	if err := s.Update(change); err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +344,7 @@ func TestUpdateSurvivesPowerCuts(t *testing.T) {
 			}
 			before := readMedium(t, paths...)
 			old := text(load(before, paths[0], paths[1]))
-			steps := record(t, store, change1)
+			steps := record(t, store, &store.watch, change1)
 			want := text(load(readMedium(t, paths...), paths[0], paths[1]))
 			var after []medium
 			distinct(before, steps, func(m medium) {
@@ -360,7 +360,7 @@ func TestUpdateSurvivesPowerCuts(t *testing.T) {
 				for _, m := range after {
 					m.store(t, paths...)
 					old := text(load(m, paths[0], paths[1]))
-					steps := record(t, store, change2)
+					steps := record(t, store, &store.watch, change2)
 					want := text(load(readMedium(t, paths...), paths[0], paths[1]))
 					distinct(m, steps, func(m medium) {
 						if got := text(checkAgrees(t, m, paths[0], paths[1])); got != old && got != want {
@@ -399,10 +399,10 @@ func TestBootScriptAndUpdatesSurvivePowerCuts(t *testing.T) {
 			var steps []step
 			if rnd.IntN(2) == 0 {
 				s, _ := boot(m, paths[0], paths[1])
-				steps = []step{s.save(m), {s.other, "sync", 0, nil}}
-				steps[1].path = steps[0].path
+				w := s.save(m)
+				steps = []step{w, {path: w.path, op: "sync"}}
 			} else {
-				steps = record(t, store, func(v *Vars) error {
+				steps = record(t, store, &store.watch, func(v *Vars) error {
 					v.Set(bootVars[rnd.IntN(2)+5], strings.Repeat("w", rnd.IntN(80)))
 					v.Set([]string{"ORDER", "SDV_A_OK"}[rnd.IntN(2)], []string{"SDV_A SDV_B", "SDV_B SDV_A"}[rnd.IntN(2)])
 					v.Set(fmt.Sprintf("extra%d", rnd.IntN(4)), strings.Repeat("y", rnd.IntN(60)))
@@ -436,6 +436,66 @@ func TestBootScriptAndUpdatesSurvivePowerCuts(t *testing.T) {
 				}
 			}
 			state.store(t, paths...)
+		}
+	}
+}
+
+// A single file is as safe as long as its variables are in one sector.
+func TestSingleFileSurvivesPowerCuts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "grubenv")
+	store := &grubStore{paths: []string{path}}
+	if err := store.create(initial(0)); err != nil {
+		t.Fatal(err)
+	}
+	m := readMedium(t, path)
+	steps := record(t, store, &store.watch, changes["longer"])
+	var want Vars
+	changes["longer"](&want)
+	distinct(m, steps, func(m medium) {
+		v, err := ParseGrub(m[path])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Get("SDV_WHY") == want.Get("SDV_WHY") != (v.Get("ORDER") == want.Get("ORDER")) {
+			t.Errorf("read %s", text(v))
+		}
+	})
+}
+
+func TestRedundantUBootSurvivesPowerCuts(t *testing.T) {
+	store, path := newUBoot(t, "0x200 0x1000", "0x2200 0x1000")
+	if err := store.create(initial(40)); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 3 {
+		m := readMedium(t, path)
+		old, err := store.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		steps := record(t, store, &store.watch, set("round", strconv.Itoa(round), "ORDER", strings.Repeat("z", 600*round)))
+		want, err := store.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(steps); n != 2 {
+			t.Errorf("%d steps: expected one write and one sync", n)
+		}
+		states := 0
+		distinct(m, steps, func(m medium) {
+			states++
+			m.store(t, path)
+			got, err := store.Load()
+			if err != nil || !got.Equal(old) && !got.Equal(want) {
+				t.Fatalf("loaded %v, %v", got, err)
+			}
+		})
+		if states < 4 {
+			t.Errorf("only %d states", states)
+		}
+		m.store(t, path)
+		if err := store.Update(set("round", strconv.Itoa(round))); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

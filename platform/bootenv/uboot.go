@@ -58,7 +58,7 @@ func FormatUBoot(vars *Vars, size int, redundant bool, flags byte) ([]byte, erro
 	}
 	b.WriteByte(0)
 	if b.Len() > size {
-		return nil, fmt.Errorf("the environment needs %d bytes, there are %d", b.Len(), size)
+		return nil, fmt.Errorf("%w: it needs %d bytes, there are %d", errTooSmall, b.Len(), size)
 	}
 	image := make([]byte, size)
 	copy(image, b.Bytes())

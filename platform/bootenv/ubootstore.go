@@ -114,13 +114,15 @@ func (s *ubootStore) create(vars *Vars) error {
 	} else if err != nil {
 		return err
 	}
-	// The current copy last.
-	for i, c := range copies {
-		if c != cur {
-			err = s.write(i, vars, cur.flags+1)
+	flags, last := cur.flags+1, slices.Index(copies, cur)
+	for i := range copies {
+		if i != last {
+			if err := s.write(i, vars, flags); err != nil {
+				return err
+			}
 		}
 	}
-	return errors.Join(err, s.write(slices.Index(copies, cur), vars, cur.flags+1))
+	return s.write(last, vars, flags)
 }
 
 // lock takes the lock of the U-Boot tools, or where there is no directory for
