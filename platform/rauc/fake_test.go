@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,12 +25,13 @@ import (
 type fake struct {
 	conn      *dbus.Conn
 	supported map[string]bool // option keys
-	operation string
 	busy      atomic.Bool
-	install   func(client dbus.Sender) // runs before the answer to InstallBundle
-	installed func()                   // runs after it
+	install   func()                   // runs before the answer to InstallBundle
+	installed func(client dbus.Sender) // runs after it
 	info      map[string]dbus.Variant  // answer of InspectBundle
-	args      map[string]dbus.Variant  // of the last accepted call
+
+	mu   sync.Mutex
+	args map[string]dbus.Variant // of the last accepted call
 }
 
 func refuse(text string) *dbus.Error {
@@ -42,8 +44,21 @@ func (f *fake) accept(args map[string]dbus.Variant) *dbus.Error {
 			return refuse("Unsupported key: " + key)
 		}
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.args = args
 	return nil
+}
+
+// accepted returns the options of the last accepted call.
+func (f *fake) accepted() map[string]any {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	args := make(map[string]any)
+	for key, value := range f.args {
+		args[key] = value.Value()
+	}
+	return args
 }
 
 func (f *fake) InstallBundle(client dbus.Sender, source string, args map[string]dbus.Variant) *dbus.Error {
@@ -51,10 +66,10 @@ func (f *fake) InstallBundle(client dbus.Sender, source string, args map[string]
 		return err
 	}
 	if f.install != nil {
-		f.install(client)
+		f.install()
 	}
 	if f.installed != nil {
-		time.AfterFunc(50*time.Millisecond, f.installed)
+		time.AfterFunc(50*time.Millisecond, func() { f.installed(client) })
 	}
 	return nil
 }
@@ -73,7 +88,7 @@ func (f *fake) GetPrimary() (string, *dbus.Error) {
 // Get serves org.freedesktop.DBus.Properties.
 func (f *fake) Get(iface, name string) (dbus.Variant, *dbus.Error) {
 	if name == "Operation" {
-		return dbus.MakeVariant(f.operation), nil
+		return dbus.MakeVariant("idle"), nil
 	}
 	return dbus.MakeVariant(""), nil
 }
@@ -91,8 +106,8 @@ type progressValue struct {
 	Depth   int32
 }
 
-// startFake replaces the service of a fixture.
-func startFake(t *testing.T) (*fake, *raucd.Fixture) {
+// start makes f the service of a fixture. From then on it must not be changed.
+func (f *fake) start(t *testing.T) *raucd.Fixture {
 	t.Helper()
 	bus := raucd.Start(t, raucd.Options{Stopped: true})
 	conn, err := dbus.Connect(bus.Address)
@@ -100,7 +115,7 @@ func startFake(t *testing.T) (*fake, *raucd.Fixture) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	f := &fake{conn: conn, operation: "idle"}
+	f.conn = conn
 	for _, iface := range []string{installer, "org.freedesktop.DBus.Properties"} {
 		if err := conn.Export(f, "/", iface); err != nil {
 			t.Fatal(err)
@@ -109,33 +124,28 @@ func startFake(t *testing.T) (*fake, *raucd.Fixture) {
 	if _, err := conn.RequestName(service, 0); err != nil {
 		t.Fatal(err)
 	}
-	return f, bus
+	return bus
 }
 
 func TestInstallLeavesOutOnlyWhatIsNotSupported(t *testing.T) {
-	f, bus := startFake(t)
-	f.supported = map[string]bool{"transaction-id": true, "tls-ca": true, "ignore-compatible": true}
-	f.installed = func() { f.completed(0) }
+	f := &fake{supported: map[string]bool{"transaction-id": true, "tls-ca": true, "ignore-compatible": true}}
+	f.installed = func(dbus.Sender) { f.completed(0) }
 	o := InstallOptions{TransactionID: "id", IgnoreCompatible: true, SourceOptions: SourceOptions{
 		TLSCert: "/cert", TLSKey: "/key", TLSCA: "/ca", TLSNoVerify: true, Headers: []string{"A: b"},
 	}}
-	if err := dial(t, bus).Install(t.Context(), "https://host/b", o, nil); err != nil {
+	if err := dial(t, f.start(t)).Install(t.Context(), "https://host/b", o, nil); err != nil {
 		t.Fatal(err)
 	}
-	got := make(map[string]any)
-	for key, value := range f.args {
-		got[key] = value.Value()
-	}
 	want := map[string]any{"transaction-id": "id", "tls-ca": "/ca", "ignore-compatible": true}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, f.accepted()); diff != "" {
 		t.Errorf("options (-want +got):\n%s", diff)
 	}
 }
 
 func TestInstallPassesFineGrainedProgressInOrder(t *testing.T) {
-	f, bus := startFake(t)
+	f := new(fake)
 	var want []int
-	f.installed = func() {
+	f.installed = func(dbus.Sender) {
 		for i := range int32(101) {
 			f.change("Progress", progressValue{i, "Copying image to rootfs.1", 3})
 		}
@@ -146,7 +156,7 @@ func TestInstallPassesFineGrainedProgressInOrder(t *testing.T) {
 		want = append(want, i)
 	}
 	var got []int
-	err := dial(t, bus).Install(t.Context(), "b", InstallOptions{}, func(percent int, _ string) { got = append(got, percent) })
+	err := dial(t, f.start(t)).Install(t.Context(), "b", InstallOptions{}, func(percent int, _ string) { got = append(got, percent) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,23 +166,18 @@ func TestInstallPassesFineGrainedProgressInOrder(t *testing.T) {
 }
 
 func TestInstallTakesNobodyElsesResult(t *testing.T) {
-	f, bus := startFake(t)
-	stranger, err := dbus.Connect(bus.Address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stranger.Close()
-	var client string
-	f.install = func(sender dbus.Sender) {
-		client = string(sender)
+	f := new(fake)
+	strangers := make(chan *dbus.Conn, 1)
+	f.install = func() {
 		f.change("LastError", "of the installation before")
 		f.completed(0) // of the installation before
 	}
-	f.installed = func() {
+	f.installed = func(client dbus.Sender) {
+		stranger := <-strangers
 		stranger.Send(&dbus.Message{
 			Type: dbus.TypeSignal,
 			Headers: map[dbus.HeaderField]dbus.Variant{
-				dbus.FieldDestination: dbus.MakeVariant(client),
+				dbus.FieldDestination: dbus.MakeVariant(string(client)),
 				dbus.FieldPath:        dbus.MakeVariant(dbus.ObjectPath("/")),
 				dbus.FieldInterface:   dbus.MakeVariant(installer),
 				dbus.FieldMember:      dbus.MakeVariant("Completed"),
@@ -184,6 +189,13 @@ func TestInstallTakesNobodyElsesResult(t *testing.T) {
 		f.change("LastError", "disk\n  on fire\n")
 		f.completed(1)
 	}
+	bus := f.start(t)
+	stranger, err := dbus.Connect(bus.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	strangers <- stranger
 	err = dial(t, bus).Install(t.Context(), "b", InstallOptions{}, nil)
 	if err == nil || err.Error() != "disk on fire" {
 		t.Errorf("%v, want disk on fire", err)
@@ -191,25 +203,28 @@ func TestInstallTakesNobodyElsesResult(t *testing.T) {
 }
 
 func TestFailureWithoutReasonIsStillAFailure(t *testing.T) {
-	f, bus := startFake(t)
-	f.installed = func() { f.completed(7) }
-	if err := dial(t, bus).Install(t.Context(), "b", InstallOptions{}, nil); err == nil {
+	f := new(fake)
+	f.installed = func(dbus.Sender) { f.completed(7) }
+	if err := dial(t, f.start(t)).Install(t.Context(), "b", InstallOptions{}, nil); err == nil {
 		t.Error("success")
 	}
 }
 
 func TestInstallEndsWhenTheNameIsGivenUp(t *testing.T) {
-	f, bus := startFake(t)
-	f.installed = func() { f.conn.ReleaseName(service) }
-	if err := dial(t, bus).Install(t.Context(), "b", InstallOptions{}, nil); !errors.Is(err, ErrLost) {
+	f := new(fake)
+	f.installed = func(dbus.Sender) { f.conn.ReleaseName(service) }
+	c := dial(t, f.start(t))
+	done := background(func() error { return c.Install(t.Context(), "b", InstallOptions{}, nil) })
+	if err := within(t, "install", done); !errors.Is(err, ErrLost) {
 		t.Errorf("%v, want %v", err, ErrLost)
 	}
 }
 
 func TestWaitGivesUpWhenBusyWasNoInstallation(t *testing.T) {
-	f, bus := startFake(t)
+	f := new(fake)
 	f.busy.Store(true)
-	done := background(func() error { return dial(t, bus).Wait(t.Context(), nil) })
+	c := dial(t, f.start(t))
+	done := background(func() error { return c.Wait(t.Context(), nil) })
 	select {
 	case err := <-done:
 		t.Fatalf("did not wait: %v", err)
@@ -222,10 +237,8 @@ func TestWaitGivesUpWhenBusyWasNoInstallation(t *testing.T) {
 }
 
 func TestInspectTellsAllAboutABundle(t *testing.T) {
-	f, bus := startFake(t)
-	f.info = bundleInfo()
-	f.supported = map[string]bool{"tls-ca": true}
-	got, err := dial(t, bus).Inspect(t.Context(), "b", SourceOptions{TLSCA: "/ca", TLSNoVerify: true})
+	f := &fake{info: bundleInfo(), supported: map[string]bool{"tls-ca": true}}
+	got, err := dial(t, f.start(t)).Inspect(t.Context(), "b", SourceOptions{TLSCA: "/ca", TLSNoVerify: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,8 +249,8 @@ func TestInspectTellsAllAboutABundle(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("bundle (-want +got):\n%s", diff)
 	}
-	if _, ok := f.args["tls-ca"]; !ok {
-		t.Error("supported option left out")
+	if diff := cmp.Diff(map[string]any{"tls-ca": "/ca"}, f.accepted()); diff != "" {
+		t.Errorf("options (-want +got):\n%s", diff)
 	}
 }
 
