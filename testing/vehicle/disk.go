@@ -321,6 +321,8 @@ func (b *Builder) Rescue(ctx context.Context) (string, error) {
 			Tree:   tree,
 			Binary: filepath.Join(sdvbox, "usr/bin/sdvbox"),
 			Files:  map[string]string{"/etc/rauc/system.conf": config, "/etc/rauc/ca.cert.pem": keys.Trusted.CA},
+			// The shell of the tests, as in vehicle-console.service.
+			Consoles: []string{"ttyS1"},
 		}, f)
 		if err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -36,7 +37,7 @@ var enabled = []string{"systemd-networkd.service", "vehicle-console.service", "v
 var masked = []string{
 	"apt-daily-upgrade.timer", "apt-daily.timer", "dev-hugepages.mount", "dev-mqueue.mount", "dpkg-db-backup.timer",
 	"e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service", "ldconfig.service",
-	"modprobe@configfs.service", "modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@fuse.service",
+	"proc-sys-fs-binfmt_misc.automount", "modprobe@configfs.service", "modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@fuse.service",
 	"rauc-mark-good.service", "serial-getty@ttyS0.service", "sys-fs-fuse-connections.mount", "sys-kernel-config.mount",
 	"sys-kernel-debug.mount", "sys-kernel-tracing.mount", "systemd-firstboot.service", "systemd-hwdb-update.service",
 	"systemd-journal-catalog-update.service", "systemd-journal-flush.service", "systemd-logind.service",
@@ -83,7 +84,7 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 		if err := run(ctx, "cp", "-al", tree, dir); err != nil {
 			return err
 		}
-		if err := trim(tree, dir); err != nil {
+		if err := trim(ctx, tree, dir); err != nil {
 			return fmt.Errorf("trim the tree: %w", err)
 		}
 		for _, src := range []string{sdvbox, rootfs} {
@@ -96,7 +97,7 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 				return err
 			}
 		}
-		if err := enable(ctx, dir, append(enabled, i.Enable...)); err != nil {
+		if err := enable(ctx, dir, sdvbox, slices.Concat(enabled, i.Enable)); err != nil {
 			return err
 		}
 		for name, f := range files {
@@ -111,6 +112,7 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 // files are those that differ from image to image or from cache to cache.
 func (i Image) files(k Keys) (map[string]File, error) {
 	files := map[string]File{
+		"etc/systemd/system/default.target": {Link: "/usr/lib/systemd/system/multi-user.target"},
 		"usr/lib/os-release": {Data: fmt.Sprintf("ID=sdvbox\nID_LIKE=debian\nNAME=\"sdvbox vehicle\"\n"+
 			"PRETTY_NAME=\"sdvbox vehicle %[1]s\"\nVERSION_ID=%[1]s\nIMAGE_VERSION=%[1]s\n", i.Version)},
 	}
@@ -124,7 +126,7 @@ func (i Image) files(k Keys) (map[string]File, error) {
 		}
 		files[name] = File{Data: string(data)}
 	}
-	for _, unit := range append(masked, i.Mask...) {
+	for _, unit := range slices.Concat(masked, i.Mask) {
 		files["etc/systemd/system/"+unit] = File{Link: "/dev/null"}
 	}
 	for name, f := range i.Files {
@@ -133,24 +135,26 @@ func (i Image) files(k Keys) (map[string]File, error) {
 	return files, nil
 }
 
-// enable starts units at boot: those named, and all of sdvbox that ask for it.
-func enable(ctx context.Context, dir string, units []string) error {
-	args := append([]string{dir, "systemctl", "enable", "--quiet"}, units...)
-	own, err := filepath.Glob(filepath.Join(dir, "usr/lib/systemd/system/*.service"))
+// enable starts units at boot: those named, and those of sdvbox as its presets say.
+func enable(ctx context.Context, dir, sdvbox string, units []string) error {
+	own, err := filepath.Glob(filepath.Join(sdvbox, "usr/lib/systemd/system/*.service"))
 	if err != nil {
 		return err
 	}
+	preset := []string{dir, "systemctl", "preset", "--quiet"}
 	for _, unit := range own {
 		text, err := os.ReadFile(unit)
 		if err != nil {
 			return err
 		}
-		if strings.Contains(string(text), "\n[Install]\n") && strings.Contains(string(text), "/usr/bin/sdvbox") ||
-			strings.Contains(string(text), "X-Sdvbox=enable") {
-			args = append(args, filepath.Base(unit))
+		if strings.Contains(string(text), "\n[Install]\n") {
+			preset = append(preset, filepath.Base(unit))
 		}
 	}
-	return run(ctx, "chroot", args...)
+	if err := run(ctx, "chroot", preset...); err != nil {
+		return err
+	}
+	return run(ctx, "chroot", append([]string{dir, "systemctl", "enable", "--quiet"}, units...)...)
 }
 
 // install returns a directory with what "make install" puts on a vehicle.

@@ -122,7 +122,7 @@ func (v *VM) args() ([]string, error) {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
 	} else {
 		// A large translation buffer makes resets slow.
-		args = append(args, "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max")
+		args = append(args, "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,cx16=off")
 	}
 	args = append(args, "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot", "-bios", ovmf)
 	for i, name := range []string{"serial", "shell"} {

@@ -45,7 +45,7 @@ var useless = []string{
 
 // modules are the kernel modules that stay, with those they need.
 var modules = []string{
-	"dm_mod", "dm_verity", "i6300esb", "loop", "nbd", "nls_ascii", "nls_cp437", "nls_utf8", "overlay", "softdog", "squashfs",
+	"autofs4", "dm_mod", "dm_verity", "i6300esb", "loop", "nbd", "nls_ascii", "nls_cp437", "nls_utf8", "overlay", "softdog", "squashfs",
 	"vfat", "virtio_net", "virtio_rng",
 	"bridge", "nf_nat", "nf_tables", "nft_chain_nat", "nft_masq", "nft_nat", "veth", "xt_MASQUERADE", "xt_conntrack",
 }
@@ -106,13 +106,17 @@ func kernel(tree string) (string, error) {
 }
 
 // trim removes from a copy of the tree what a vehicle does not need, and puts the kernel where GRUB looks.
-func trim(tree, dir string) error {
+func trim(ctx context.Context, tree, dir string) error {
 	release, err := kernel(tree)
 	if err != nil {
 		return err
 	}
 	if err := keepModules(filepath.Join(dir, "usr/lib/modules", release)); err != nil {
 		return fmt.Errorf("select kernel modules: %w", err)
+	}
+	// udev would try each missing module that an index names. depmod replaces the indices, links and all.
+	if err := run(ctx, "chroot", dir, "depmod", release); err != nil {
+		return err
 	}
 	for _, pattern := range useless {
 		found, err := filepath.Glob(filepath.Join(dir, pattern))
@@ -128,8 +132,7 @@ func trim(tree, dir string) error {
 	return os.Link(filepath.Join(tree, "boot", "vmlinuz-"+release), filepath.Join(dir, "boot/vmlinuz"))
 }
 
-// keepModules removes all kernel modules but those wanted and those they need. The indices stay as they are: they may
-// name more than there is.
+// keepModules removes all kernel modules but those wanted and those they need.
 func keepModules(dir string) error {
 	dep, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if err != nil {
