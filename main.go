@@ -7,6 +7,7 @@ package main
 import (
 	"os"
 
+	rauchelper "sdvbox/applets/rauc-helper"
 	"sdvbox/applets/rescue"
 	selfupdateagent "sdvbox/applets/self-update-agent"
 	"sdvbox/platform/applet"
@@ -16,6 +17,7 @@ import (
 func table() []applet.Command {
 	return []applet.Command{
 		selfupdateagent.Command(),
+		rauchelper.Command(),
 		rescue.Command(),
 		rescue.Init(),
 	}

@@ -56,11 +56,14 @@ func RAUC(address string) Check {
 	}
 }
 
+// BootGate is the name of the check that BootTarget returns.
+const BootGate = "boot"
+
 // BootTarget checks that the boot has come to its end: the default target is active. It would wait for ever for itself if a
 // unit that belongs to the default target waited for this check.
 func BootTarget(address string) Check {
 	return Check{
-		Name:    "boot",
+		Name:    BootGate,
 		Hint:    "systemctl list-jobs",
 		Timeout: patience,
 		Run: func(ctx context.Context) error {
