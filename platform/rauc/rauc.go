@@ -193,7 +193,11 @@ func (c *Client) Available(ctx context.Context) error {
 	// systemd gives up on a service that is asked to start too often.
 	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
 		_, err := c.Operation(ctx)
-		if err == nil || !errors.Is(err, ErrUnavailable) {
+		switch {
+		case errors.Is(err, ErrUnavailable):
+		case err != nil && ctx.Err() != nil:
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		default:
 			return err
 		}
 		select {

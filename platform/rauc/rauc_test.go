@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -402,6 +403,22 @@ func TestAvailableWaitsForTheService(t *testing.T) {
 	done := background(func() error { return c.Available(t.Context()) })
 	f.RestartService(t)
 	if err := within(t, "available", done); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAvailableDoesNotWaitForAHangingService(t *testing.T) {
+	f := raucd.Start(t, raucd.Options{})
+	c := dial(t, f)
+	f.Signal(t, syscall.SIGSTOP)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	done := background(func() error { return c.Available(ctx) })
+	if err := within(t, "available", done); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("%v, want %v", err, ErrUnavailable)
+	}
+	f.Signal(t, syscall.SIGCONT)
+	if err := c.Available(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

@@ -365,6 +365,12 @@ func (f *Fixture) KillService(tb testing.TB) {
 	f.service.stop(syscall.SIGKILL)
 }
 
+// Signal sends the service a signal, such as SIGSTOP to make it hang.
+func (f *Fixture) Signal(tb testing.TB, sig syscall.Signal) {
+	tb.Helper()
+	check(tb, f.service.cmd.Process.Signal(sig))
+}
+
 // RestartService ends the service if it runs, and starts it.
 func (f *Fixture) RestartService(tb testing.TB) {
 	tb.Helper()
