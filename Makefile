@@ -87,10 +87,8 @@ test-long: ## also run what takes hours: exhaustive power cuts, watchdog
 .PHONY: fuzz
 fuzz: ## fuzz each target for FUZZTIME
 	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ { t[n++] = $$1 } /^ok/ { while (n) print $$2, t[--n] }' | \
-	while read -r package target; do \
-		echo "fuzz $$package $$target"; \
-		go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
-	done
+	xargs -P $$(nproc) -L 1 bash -c 'out=$$(go test -run "^$$" -fuzz "^$$1$$" -fuzztime $(FUZZTIME) -parallel 1 $$0 2>&1) && \
+		echo "fuzz $$0 $$1: $$(tail -n 1 <<<"$$out")" || { echo "$$out"; exit 1; }'
 
 .PHONY: powercut
 powercut: ## cut the power or kill the agent N times, chosen by SEED
