@@ -17,8 +17,8 @@ import (
 // tool is a command line of a boot loader: the real one or ours.
 type tool func(args ...string) (code int, stdout, stderr string)
 
-// real returns the installed program name.
-func real(t *testing.T, name string) tool {
+// installed returns the installed program name.
+func installed(t *testing.T, name string) tool {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -86,7 +86,7 @@ func randomValue(rnd *rand.Rand, alphabet string, limit int) string {
 
 // The same calls leave the same bytes, print the same and exit alike.
 func TestGrubEditenvEqualsTheOriginal(t *testing.T) {
-	original := real(t, "grub-editenv")
+	original := installed(t, "grub-editenv")
 	dir := t.TempDir()
 	ours, theirs := filepath.Join(dir, "ours"), filepath.Join(dir, "theirs")
 	rnd := rand.New(rand.NewPCG(1, 2))
@@ -132,7 +132,7 @@ func TestGrubEditenvEqualsTheOriginal(t *testing.T) {
 }
 
 func TestGrubEditenvFailsAsTheOriginal(t *testing.T) {
-	original := real(t, "grub-editenv")
+	original := installed(t, "grub-editenv")
 	for _, content := range []string{"", "junk", strings.Repeat("#", 1024), string(block("A=1\n"))} {
 		for _, args := range [][]string{
 			{"list"}, {"set", "A=2"}, {"unset", "A"}, {"set"}, {"unset"}, {"set", "A=1", "B", "C=2"}, {"bogus"}, {"-v", "list"},
@@ -215,7 +215,7 @@ func TestGrubEditenvChangesBothCopies(t *testing.T) {
 // The original reads what the store writes, and the store what the original
 // writes into the first copy.
 func TestOriginalReadsAndWritesTheStore(t *testing.T) {
-	original := real(t, "grub-editenv")
+	original := installed(t, "grub-editenv")
 	s := pair(t, block(""), nil)
 	rnd := rand.New(rand.NewPCG(3, 4))
 	for range 100 {
@@ -246,7 +246,7 @@ func TestOriginalReadsAndWritesTheStore(t *testing.T) {
 
 // The model of save_env, which the power-cut tests use, edits as GRUB does.
 func TestModelOfSaveEnvEqualsTheOriginal(t *testing.T) {
-	original := real(t, "grub-editenv")
+	original := installed(t, "grub-editenv")
 	path := filepath.Join(t.TempDir(), "env")
 	rnd := rand.New(rand.NewPCG(5, 6))
 	b := block("#a=x\\\nb=y\na=1\nb=2\n#c\na=3\n")
@@ -267,7 +267,7 @@ func TestModelOfSaveEnvEqualsTheOriginal(t *testing.T) {
 }
 
 func TestFwToolsEqualTheOriginals(t *testing.T) {
-	printenv, setenv := real(t, "fw_printenv"), real(t, "fw_setenv")
+	printenv, setenv := installed(t, "fw_printenv"), installed(t, "fw_setenv")
 	for _, lines := range [][]string{{"0x10 0x400"}, {"0 0x400", "0x800 400"}} {
 		ours, ourFile := newUBoot(t, lines...)
 		theirs, theirFile := newUBoot(t, lines...)
@@ -330,7 +330,7 @@ func TestFwToolsEqualTheOriginals(t *testing.T) {
 }
 
 func TestFwToolsExitAsTheOriginals(t *testing.T) {
-	printenv, setenv := real(t, "fw_printenv"), real(t, "fw_setenv")
+	printenv, setenv := installed(t, "fw_printenv"), installed(t, "fw_setenv")
 	good, _ := newUBoot(t, "0 0x400")
 	if err := good.create(new(Vars)); err != nil {
 		t.Fatal(err)

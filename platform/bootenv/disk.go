@@ -118,8 +118,8 @@ func (w *writer) verify(data []byte, off int64) {
 const lockWait = 10 * time.Second
 
 // lock takes the advisory lock of f, shared or exclusive, until f is closed.
-func lock(f *os.File, how int) error {
-	for deadline := time.Now().Add(lockWait); ; time.Sleep(10 * time.Millisecond) {
+func lock(f *os.File, how int, wait time.Duration) error {
+	for deadline := time.Now().Add(wait); ; time.Sleep(10 * time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		switch {
 		case err == nil:
@@ -127,7 +127,7 @@ func lock(f *os.File, how int) error {
 		case err != unix.EWOULDBLOCK && err != unix.EINTR:
 			return fmt.Errorf("lock %s: %w", f.Name(), err)
 		case time.Now().After(deadline):
-			return fmt.Errorf("lock %s: another process held it for %v", f.Name(), lockWait)
+			return fmt.Errorf("lock %s: another process held it for %v", f.Name(), wait)
 		}
 	}
 }

@@ -125,7 +125,7 @@ func (s *grubStore) lock(how int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := lock(dir, how); err != nil {
+	if err := lock(dir, how, lockWait); err != nil {
 		dir.Close()
 		return nil, err
 	}

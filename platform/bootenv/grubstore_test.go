@@ -11,6 +11,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func set(kv ...string) func(*Vars) error {
@@ -303,5 +306,26 @@ func TestOpenNamesWhatItExpects(t *testing.T) {
 	t.Setenv(specVariable, s.String())
 	if got, err := Open(""); err != nil || got.String() != s.String() {
 		t.Errorf("got %v, %v, want %v", got, err, s)
+	}
+}
+
+func TestLockGivesUp(t *testing.T) {
+	dir := t.TempDir()
+	open := func() *os.File {
+		f, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	reader := open()
+	for _, f := range []*os.File{reader, open()} {
+		if err := lock(f, unix.LOCK_SH, 0); err != nil {
+			t.Fatalf("readers exclude each other: %v", err)
+		}
+	}
+	if err := lock(open(), unix.LOCK_EX, 30*time.Millisecond); err == nil || !strings.Contains(err.Error(), dir) {
+		t.Errorf("got %v, want an error that names the directory", err)
 	}
 }

@@ -138,7 +138,7 @@ func (s *ubootStore) lock(how int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := lock(f, how); err != nil {
+	if err := lock(f, how, lockWait); err != nil {
 		f.Close()
 		return nil, err
 	}
