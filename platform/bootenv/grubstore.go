@@ -213,7 +213,9 @@ func formatCopy(vars *Vars, seq int) ([]byte, error) {
 	var out Vars
 	out.Set(seqVar, string(rune('0'+seq)))
 	for _, k := range keys {
-		out.Set(k, vars.Get(k))
+		if k != seqVar && k != endVar {
+			out.Set(k, vars.Get(k))
+		}
 	}
 	out.Set(endVar, string(rune('0'+seq)))
 	return FormatGrub(&out)
