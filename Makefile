@@ -50,11 +50,10 @@ install: $(BUILD)/linux-$(ARCH)/sdvbox $(box) ## install for ARCH below DESTDIR 
 	install -D -m 755 $< $(bindir)/sdvbox
 	$(box) --install $(bindir) --target sdvbox
 	$(box) --install-compat $(compatdir) --target ../../../bin/sdvbox
-	for f in $(units); do \
+	for f in $(units) $(dropins); do \
 		case $$f in *.preset) dir=system-preset;; *) dir=system;; esac; \
-		install -D -m 644 $$f $(systemddir)/$$dir/$${f##*/}; \
+		sed 's,/usr/\(bin\|lib/sdvbox\)/,$(PREFIX)/\1/,g' $$f | install -D -m 644 /dev/stdin $(systemddir)/$$dir/$${f#applets/*/}; \
 	done
-	for f in $(dropins); do install -D -m 644 $$f $(systemddir)/system/$${f#applets/*/}; done
 	for f in $(configs); do install -D -m 644 $$f $(DESTDIR)/etc/$${f#applets/*/etc/}; done
 	mkdir -p $(mandir) $(bashdir) $(zshdir) $(fishdir)
 	$(box) --completion zsh >$(zshdir)/_sdvbox
