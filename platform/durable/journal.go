@@ -105,16 +105,7 @@ func (j *Journal) adopt(f *os.File) error {
 		return err
 	}
 	j.f, j.size = f, len(data)/2
-	a, aok := parseSlot(data[:j.size])
-	b, bok := parseSlot(data[j.size:])
-	switch {
-	case bok && (!aok || b.seq > a.seq):
-		j.current, j.seq, j.rec = 1, b.seq, b.rec
-	case aok:
-		j.current, j.seq, j.rec = 0, a.seq, a.rec
-	default:
-		j.current = 1 // the first Save goes to slot 0
-	}
+	j.current, j.seq, j.rec = newest(data)
 	if len(data)%(2*block) == 0 && j.size >= slotSize(j.capacity) {
 		return nil
 	}
@@ -229,6 +220,18 @@ func putSlot(b []byte, s slot) {
 	le.PutUint32(b[16:], uint32(len(s.rec)))
 	copy(b[header:], s.rec)
 	le.PutUint32(b[20:], checksum(b[:header+len(s.rec)]))
+}
+
+// newest finds the record of a journal file and which slot it is in. Without
+// one, that is the slot which the first Save leaves alone.
+func newest(file []byte) (current int, seq uint64, rec []byte) {
+	size := len(file) / 2
+	a, aok := parseSlot(file[:size])
+	b, bok := parseSlot(file[size:])
+	if aok && !(bok && b.seq > a.seq) {
+		return 0, a.seq, a.rec
+	}
+	return 1, b.seq, b.rec
 }
 
 // parseSlot returns the record in a slot, or false if there is no whole one.
