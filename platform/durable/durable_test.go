@@ -519,42 +519,118 @@ func saveUntilKilled(path string) {
 	}
 }
 
-// mount mounts a small file system of the given type and returns where.
-func mount(t *testing.T, typ string) string {
+// mount mounts a small file system of the given type. The image it is in, if
+// any, is what a power cut would leave.
+func mount(t *testing.T, typ string) (dir, image string) {
 	t.Helper()
-	unable := func(why any) {
-		if os.Getenv("SDVBOX_REQUIRE") == "1" {
-			t.Fatal(why)
-		}
-		t.Skip(why)
-	}
 	if os.Getuid() != 0 {
-		unable("mounting needs root")
+		unable(t, "mounting needs root")
 	}
-	dir := t.TempDir()
-	args := []string{"-t", "tmpfs", "-o", "size=256k", "tmpfs", dir}
-	if typ != "tmpfs" {
-		img := filepath.Join(t.TempDir(), "img")
-		if err := os.WriteFile(img, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Truncate(img, 4<<20); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := exec.Command("mkfs."+typ, "-q", img).CombinedOutput(); err != nil {
-			unable(fmt.Sprintf("mkfs.%s: %v %s", typ, err, out))
-		}
-		args = []string{"-t", typ, "-o", "loop", img, dir}
+	dir = t.TempDir()
+	if typ == "tmpfs" {
+		mountAt(t, dir, "-t", "tmpfs", "-o", "size=256k", "tmpfs")
+		return dir, ""
 	}
-	if out, err := exec.Command("mount", args...).CombinedOutput(); err != nil {
-		unable(fmt.Sprintf("mount %s: %v %s", typ, err, out))
+	image = filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, 4<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs."+typ, "-q", image).CombinedOutput(); err != nil {
+		unable(t, fmt.Sprintf("mkfs.%s: %v %s", typ, err, out))
+	}
+	mountAt(t, dir, "-o", "loop", image)
+	return dir, image
+}
+
+func mountAt(t *testing.T, dir string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("mount", append(args, dir)...).CombinedOutput(); err != nil {
+		unable(t, fmt.Sprintf("mount: %v %s", err, out))
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
-	return dir
+}
+
+func unable(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("SDVBOX_REQUIRE") == "1" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
+// After each step the power fails: what is in the image without any sync of
+// the test's must show the step done.
+func TestWhatIsDoneIsOnDisk(t *testing.T) {
+	dir, image := mount(t, "ext4")
+	in := func(name string) string { return filepath.Join(dir, name) }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var j *Journal
+	has := func(name, want string) func(dir string) error {
+		return func(dir string) error {
+			got, err := os.ReadFile(filepath.Join(dir, name))
+			if err == nil && string(got) != want {
+				err = fmt.Errorf("%s holds %.20q", name, got)
+			}
+			return err
+		}
+	}
+	holds := func(want string) func(dir string) error {
+		return func(dir string) error {
+			file, err := os.ReadFile(filepath.Join(dir, "j"))
+			if got := record(file); err == nil && got != want {
+				err = fmt.Errorf("journal holds %q", got)
+			}
+			return err
+		}
+	}
+	for _, step := range []struct {
+		name  string
+		do    func()
+		check func(dir string) error
+	}{
+		{"write", func() { must(WriteFile(in("f"), []byte("one"), 0o600)) }, has("f", "one")},
+		{"write over", func() { must(WriteFile(in("f"), []byte("two"), 0o600)) }, has("f", "two")},
+		{"rename", func() { must(Rename(in("f"), in("g"))) }, has("g", "two")},
+		{"remove", func() { must(Remove(in("g"))) }, func(dir string) error {
+			if _, err := os.Lstat(filepath.Join(dir, "g")); !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("file is there: %v", err)
+			}
+			return nil
+		}},
+		{"mkdir", func() { must(MkdirAll(in("a/b"), 0o755)) }, func(dir string) error {
+			_, err := os.Stat(filepath.Join(dir, "a", "b"))
+			return err
+		}},
+		{"open", func() { j = mustOpen(t, in("j"), 100) }, holds("")},
+		{"save", func() { mustSave(t, j, "one") }, holds("one")},
+		{"save again", func() { mustSave(t, j, "two") }, holds("two")},
+		{"enlarge", func() { j.Close(); j = mustOpen(t, in("j"), 9000) }, holds("two")},
+		{"save more", func() { mustSave(t, j, "three") }, holds("three")},
+	} {
+		step.do()
+		after := filepath.Join(t.TempDir(), "image")
+		must(os.WriteFile(after, readFile(t, image), 0o600))
+		t.Run(step.name, func(t *testing.T) {
+			dir := t.TempDir()
+			mountAt(t, dir, "-o", "loop", after)
+			if err := step.check(dir); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	j.Close()
 }
 
 func fill(t *testing.T, dir string) {
@@ -580,7 +656,7 @@ func fill(t *testing.T, dir string) {
 func TestFullDiskDoesNotStopSave(t *testing.T) {
 	for _, typ := range []string{"tmpfs", "ext4"} {
 		t.Run(typ, func(t *testing.T) {
-			dir := mount(t, typ)
+			dir, _ := mount(t, typ)
 			path, file := filepath.Join(dir, "j"), filepath.Join(dir, "f")
 			const capacity = 20000
 			j := mustOpen(t, path, capacity)
