@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -48,6 +49,8 @@ func (f Feedback) Failed() bool {
 	return strings.HasSuffix(f.Status, "_FAILURE") || strings.HasSuffix(f.Status, "_FAILED") || f.Status == updateproto.StatusIncomplete
 }
 
+var errClosed = errors.New("the connection has been closed")
+
 // Driver is connected to a vehicle's broker. It is for one goroutine.
 type Driver struct {
 	bus *mqttbus.Bus
@@ -56,13 +59,14 @@ type Driver struct {
 	// OnFeedback, when set, is called with each feedback as it comes.
 	OnFeedback func(Feedback)
 
-	inventory  updateproto.Inventory
-	answered   string // activity id of the last one
+	inventory updateproto.Inventory
+	answered  string // activity id of the last one
 }
 
 // Dial connects to a broker and waits until it is there.
 func Dial(ctx context.Context, broker string) (*Driver, error) {
-	bus, err := mqttbus.Connect(ctx, mqttbus.Config{Broker: broker, ClientID: "ota-" + rand.Text()},
+	// The connection outlives ctx, which is about connecting.
+	bus, err := mqttbus.Connect(context.WithoutCancel(ctx), mqttbus.Config{Broker: broker, ClientID: "ota-" + rand.Text()},
 		slog.New(slog.NewTextHandler(io.Discard, nil)), mqttbus.Options{
 			Subscriptions: []string{"selfupdate/desiredstatefeedback", "selfupdate/currentstate"},
 		})
@@ -88,7 +92,7 @@ func (d *Driver) until(ctx context.Context, done func(mqttbus.Event) bool) error
 			return ctx.Err()
 		case ev, ok := <-d.bus.Events():
 			if !ok {
-				return mqttbus.ErrDown
+				return errClosed
 			}
 			if ev.Kind == mqttbus.Received {
 				d.receive(ev.Message)
@@ -130,9 +134,9 @@ func (d *Driver) publish(ctx context.Context, topic, id string, payload any) err
 			return nil
 		}
 		wait, cancel := context.WithTimeout(ctx, time.Second)
-		_ = d.until(wait, func(ev mqttbus.Event) bool { return ev.Kind == mqttbus.Up })
+		closed := d.until(wait, func(ev mqttbus.Event) bool { return ev.Kind == mqttbus.Up })
 		cancel()
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(closed, errClosed) {
 			return fmt.Errorf("publish to %s: %w", topic, err)
 		}
 	}
