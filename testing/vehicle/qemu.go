@@ -302,8 +302,11 @@ func (v *VM) Detach() {
 }
 
 func (v *VM) failed(err error) error {
-	return fmt.Errorf("%w\n--- serial log %s ends:\n%s\n---", err, v.Log, tail(v.Output(), 25))
+	return fmt.Errorf("%w\n--- serial log %s ends:\n%s\n---", err, v.Log, tail(waiting.ReplaceAllString(v.Output(), ""), 25))
 }
+
+// waiting matches the animation of systemd while it waits for a job.
+var waiting = regexp.MustCompile(`(?m)^.*\] (?:\(\d+ of \d+\) )?(?:A \w+ job is|Job \S+) running.*\n?`)
 
 // port is the host's end of a serial port.
 type port struct {
