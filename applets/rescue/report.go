@@ -212,7 +212,7 @@ func connected(list []Interface) bool {
 func explain(reason string) string {
 	switch reason {
 	case "exhausted":
-		return "no slot is left to boot: each is marked bad or has used up its attempts"
+		return "no slot could be started: each is marked bad, has used up its attempts or cannot be loaded"
 	case "unreadable":
 		return "the boot loader could not read the boot environment"
 	case "unsaved":
