@@ -125,7 +125,7 @@ func TestStatusWithoutRAUCTellsWhatRunsAndWhy(t *testing.T) {
 		want          []string
 	}{
 		{"confirmed", "rauc.slot=SDV_A sdvbox.boot=first", func(s *slots.State) { s.MarkGood("SDV_A") }, 0,
-			[]string{"Running:      SDV_A, the preferred slot", "Next:         SDV_A", "* SDV_A - good 3 1.5 -", " SDV_B - new 3 - -"}},
+			[]string{"Running:      SDV_A, the preferred slot", "Next:         SDV_A", "* SDV_A - good 3 1.5 -", " SDV_B - bootable 3 - -"}},
 		{"trial", "rauc.slot=SDV_B sdvbox.boot=first", func(s *slots.State) { s.MarkGood("SDV_A"); s.SetPrimary("SDV_B"); s.Boot() }, exitTrial,
 			[]string{"Next:         SDV_B", "Confirmed:    SDV_A", "* SDV_B - on trial 2 1.5 -"}},
 		{"fallback", "rauc.slot=SDV_A sdvbox.boot=fallback", func(s *slots.State) {

@@ -24,7 +24,7 @@ func statusCommand(m machine) applet.Command {
 	return applet.Command{
 		Name:    "status",
 		Summary: "show which slot runs and why, what boots next, and the state of all slots",
-		Description: `A slot is good (confirmed), on trial (running, not confirmed yet), new (may boot, never confirmed), exhausted (no attempts left) or bad. Without RAUC the versions of slots that do not run are unknown.
+		Description: `A slot is good (confirmed), on trial (running, not confirmed yet), bootable (not running, has attempts left), exhausted (no attempts left) or bad. Without RAUC the versions of slots that do not run are unknown.
 
 The exit code tells what runs.`,
 		Options: func() any { return new(storeOptions) },
@@ -176,7 +176,7 @@ func (s *Status) add(st slots.State, r rauc.Slot) {
 	case slot.Booted:
 		slot.State = "on trial"
 	default:
-		slot.State = "new"
+		slot.State = "bootable"
 	}
 	s.Slots = append(s.Slots, slot)
 }
