@@ -288,10 +288,10 @@ func (v *VM) Next(ctx context.Context) (*VM, error) {
 func (v *VM) Reboot(ctx context.Context) (*VM, error) {
 	// By way of the target, as there is no logind to ask. The machine may be gone before the shell answers.
 	_, err := v.Run(ctx, "systemctl start --no-block --job-mode=replace-irreversibly reboot.target")
-	select {
-	case <-v.exited:
-	default:
-		if err != nil {
+	if err != nil {
+		gone, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		if v.Wait(gone) != nil {
 			return nil, err
 		}
 	}
