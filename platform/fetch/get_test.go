@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -64,24 +66,10 @@ func TestServerDeathCostsNoByteTwice(t *testing.T) {
 	o := serve(t, data)
 	o.cut = dead
 	away := make(chan time.Time, 1)
-	o.edit = func(h http.Header, status int) int {
-		o.edit = nil
-		go func() {
-			for range 1000 {
-				o.mu.Lock()
-				sent := o.sent
-				o.mu.Unlock()
-				if sent == dead {
-					break
-				}
-				time.Sleep(time.Millisecond)
-			}
-			o.die()
-			away <- time.Now()
-			time.Sleep(300 * time.Millisecond)
-			o.back()
-		}()
-		return status
+	o.atCut = func() {
+		o.die()
+		away <- time.Now()
+		time.AfterFunc(300*time.Millisecond, o.back)
 	}
 	r := o.request()
 	var last int64
@@ -300,6 +288,13 @@ func TestInterruptedDownload(t *testing.T) {
 				return 416
 			})
 		}, twice, []string{"GET", `GET bytes=200000- "v1"`, "GET"}},
+		{"ShrunkFileOfUnknownLengthStartsFromZero", func(o *origin) {
+			o.chunked = true
+			o.edit = second(o, func(h http.Header, status int) int {
+				h.Set("Content-Range", "bytes */100000")
+				return 416
+			})
+		}, twice, []string{"GET", `GET bytes=200000- "v1"`, "GET"}},
 		{"UnavailableServerIsAskedAgain", func(o *origin) {
 			o.before = func(w http.ResponseWriter, r *http.Request) bool {
 				codes := []int{0, 503, 500, 502, 504, 429, 408, 425}
@@ -337,19 +332,13 @@ func TestRangeNotSatisfiableAtTheEndIsSuccess(t *testing.T) {
 func TestChangedFileIsFetchedWhole(t *testing.T) {
 	o := serve(t, content(300_000))
 	o.cut = 200_000
-	o.before = func(w http.ResponseWriter, _ *http.Request) bool {
-		if len(o.log) > 1 {
-			w.WriteHeader(503)
-			return true
-		}
-		return false
-	}
 	r := o.request()
-	r.GiveUp = time.Millisecond
-	failGet(t, r, "503 Service Unavailable")
+	r.GiveUp = time.Nanosecond
+	failGet(t, r, "connection lost at byte 200000")
+	r.GiveUp = time.Minute
 	next := content(250_000)
 	next[0]++
-	o.set(func() { o.data, o.etag, o.before, o.log = next, `"v2"`, nil, nil })
+	o.set(func() { o.data, o.etag = next, `"v2"` })
 	var seen []int64
 	r.Progress = func(done, total int64) { seen = append(seen, done) }
 	wantResult(t, mustGet(t, r), Result{Size: 250_000, Fetched: 250_000})
@@ -516,8 +505,11 @@ func TestRetryAfterDoesNotOutlastGiveUp(t *testing.T) {
 	}
 	r := o.request()
 	r.GiveUp = 100 * time.Millisecond
+	start := time.Now()
 	failGet(t, r, "503 Service Unavailable")
-	wantRequests(t, o, "GET", "GET")
+	if d := time.Since(start); d < r.GiveUp || d > time.Minute {
+		t.Errorf("gave up after %v", d)
+	}
 }
 
 func TestSilentServerIsLeftAndResumed(t *testing.T) {
@@ -527,12 +519,8 @@ func TestSilentServerIsLeftAndResumed(t *testing.T) {
 		o.hang = hang
 		r := o.request()
 		r.Stall = 100 * time.Millisecond
-		start := time.Now()
 		wantResult(t, mustGet(t, r), Result{Size: 300_000, Fetched: 300_000})
 		check(t, r, data)
-		if time.Since(start) > 2*time.Second {
-			t.Error("too late")
-		}
 	}
 }
 
@@ -562,12 +550,28 @@ func TestSlowServerIsNotStalled(t *testing.T) {
 		for i := range 10 {
 			w.Write(o.data[i : i+1])
 			w.(http.Flusher).Flush()
-			time.Sleep(30 * time.Millisecond)
+			time.Sleep(60 * time.Millisecond)
 		}
 		return true
 	}
 	r := o.request()
-	r.Stall = 200 * time.Millisecond
+	r.Stall = 500 * time.Millisecond
+	mustGet(t, r)
+	check(t, r, o.data)
+	wantRequests(t, o, "GET")
+}
+
+func TestSlowCallerIsNoStall(t *testing.T) {
+	o := serve(t, content(300_000))
+	r := o.request()
+	r.Stall = 300 * time.Millisecond
+	slept := map[bool]bool{}
+	r.Progress = func(done, _ int64) {
+		if !slept[done > 0] { // at the header and in the body
+			slept[done > 0] = true
+			time.Sleep(400 * time.Millisecond)
+		}
+	}
 	mustGet(t, r)
 	check(t, r, o.data)
 	wantRequests(t, o, "GET")
@@ -590,16 +594,71 @@ func TestCancelReturnsAtOnceAndKeepsBytes(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Fatalf("error %v", err)
 	}
-	if d := time.Since(cancelled); d > time.Second {
+	if d := time.Since(cancelled); d > 5*time.Second {
 		t.Errorf("returned %v after cancel", d)
 	}
-	r.Progress = nil
+	if m, err := loadMeta(r.Path + ".meta"); err != nil || m.Synced != 200_000 {
+		t.Errorf("%+v, %v: bytes not safe from a power cut", m, err)
+	}
+	r.Progress, r.SHA256 = nil, sha(data)
 	wantResult(t, mustGet(t, r), Result{Size: 300_000, Fetched: 100_000, ResumedAt: 200_000})
-	check(t, r, data)
-	if _, err := Get(ctx, r); err != nil && !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
+	if _, err := Get(ctx, r); !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v", err)
 	}
 	check(t, r, data) // a cancelled call takes nothing away
+}
+
+// Only the size expected tells that such a body, which ends with the
+// connection, is not whole.
+func TestBodyThatEndsWithTheConnection(t *testing.T) {
+	data := content(300_000)
+	o := serve(t, data)
+	o.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if len(o.log) > 1 {
+			return false
+		}
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return true
+		}
+		fmt.Fprintf(c, "HTTP/1.0 200 OK\r\nETag: \"v1\"\r\n\r\n%s", data[:200_000])
+		c.Close()
+		return true
+	}
+	r := o.request()
+	r.Size = 300_000
+	wantResult(t, mustGet(t, r), Result{Size: 300_000, Fetched: 300_000})
+	check(t, r, data)
+	wantRequests(t, o, "GET", `GET bytes=200000- "v1"`)
+
+	o.set(func() { o.log = nil })
+	r.Size, r.Path = 0, r.Path+"2"
+	wantResult(t, mustGet(t, r), Result{Size: 200_000, Fetched: 200_000})
+}
+
+// After progress the pauses begin short again.
+func TestProgressShortensThePause(t *testing.T) {
+	o := serve(t, content(10))
+	o.before = func(w http.ResponseWriter, r *http.Request) bool {
+		o.cut = len(o.log) // each brings one byte
+		return false
+	}
+	var pauses []time.Duration
+	r := o.request()
+	r.Log = slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == "retry" {
+				pauses = append(pauses, a.Value.Duration())
+			}
+			return a
+		},
+	}))
+	mustGet(t, r)
+	check(t, r, o.data)
+	if len(pauses) != 9 || slices.Max(pauses) > r.Backoff {
+		t.Errorf("pauses %v", pauses)
+	}
 }
 
 func TestCancelEndsPauseBetweenTries(t *testing.T) {
@@ -610,7 +669,7 @@ func TestCancelEndsPauseBetweenTries(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	if _, err := Get(ctx, r); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > time.Second {
+	if _, err := Get(ctx, r); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 5*time.Second {
 		t.Fatalf("%v after %v", err, time.Since(start))
 	}
 }
@@ -678,7 +737,6 @@ func TestRateIsObeyed(t *testing.T) {
 	o := serve(t, data)
 	r := o.request()
 	r.Rate = 200_000
-	r.Stall = 50 * time.Millisecond // our own pauses are no stall
 	start := time.Now()
 	mustGet(t, r)
 	if d := time.Since(start); d < 450*time.Millisecond {
@@ -700,28 +758,96 @@ func TestReserveIsCheckedBeforeFirstByte(t *testing.T) {
 	wantRequests(t, o)
 }
 
-// small mounts a file system of 1 MiB.
-func small(t *testing.T) string {
+func unable(t *testing.T, why string) {
 	t.Helper()
-	unable := func(why any) {
-		if os.Getenv("SDVBOX_REQUIRE") == "1" {
-			t.Fatal(why)
-		}
-		t.Skip(why)
+	if os.Getenv("SDVBOX_REQUIRE") == "1" {
+		t.Fatal(why)
 	}
+	t.Skip(why)
+}
+
+func mountAt(t *testing.T, dir string, args ...string) {
+	t.Helper()
 	if os.Getuid() != 0 {
-		unable("mounting needs root")
+		unable(t, "mounting needs root")
 	}
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		unable(err)
+	if out, err := exec.Command("mount", append(args, dir)...).CombinedOutput(); err != nil {
+		unable(t, fmt.Sprintf("mount: %v %s", err, out))
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// small mounts a file system of 1 MiB.
+func small(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	mountAt(t, dir, "-t", "tmpfs", "-o", "size=1m", "tmpfs")
 	return dir
+}
+
+// The file system is in an image; a copy of that, made while the download
+// runs, is what a power cut leaves. There the download goes on.
+func TestSyncedBytesSurvivePowerCut(t *testing.T) {
+	const size = 9 << 20
+	data := content(size)
+	o := serve(t, data)
+	image := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, 24<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
+		unable(t, fmt.Sprintf("mkfs.ext4: %v %s", err, out))
+	}
+	dir := t.TempDir()
+	mountAt(t, dir, "-o", "loop", image)
+	r := o.request()
+	r.Path = filepath.Join(dir, "file")
+	var after []string // images
+	cut := func() {
+		b, err := os.ReadFile(image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		after = append(after, filepath.Join(t.TempDir(), "image"))
+		if err := os.WriteFile(after[len(after)-1], b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Progress = func(done, _ int64) {
+		if done > int64(len(after)+1)*(syncEvery+bufSize) {
+			cut()
+		}
+	}
+	mustGet(t, r)
+	cut()
+	if len(after) != 3 {
+		t.Fatalf("%d power cuts", len(after))
+	}
+	for i, image := range after {
+		dir := t.TempDir()
+		mountAt(t, dir, "-o", "loop", image)
+		r.Path, r.Progress = filepath.Join(dir, "file"), nil
+		m, err := loadMeta(r.Path + ".meta")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Synced < int64(i+1)*syncEvery && !m.Done {
+			t.Errorf("cut %d: only %d bytes synced", i, m.Synced)
+		}
+		m.Boot = "before"
+		if err := m.save(r.Path + ".meta"); err != nil {
+			t.Fatal(err)
+		}
+		wantResult(t, mustGet(t, r), Result{Size: size, Fetched: size - m.Synced, ResumedAt: m.Synced})
+		check(t, r, data)
+	}
 }
 
 func TestSpaceIsCheckedBeforeFirstByte(t *testing.T) {

@@ -42,6 +42,7 @@ type origin struct {
 
 	before func(w http.ResponseWriter, r *http.Request) bool // true: has answered
 	edit   func(h http.Header, status int) (newStatus int)   // last change to the header
+	atCut  func()                                            // called at cut, before the connection closes
 }
 
 func content(n int) []byte {
@@ -62,7 +63,7 @@ func serve(t *testing.T, data []byte) *origin {
 	o.url = "http://" + o.addr + "/bundle?sig=secret"
 	o.srv = &http.Server{Handler: o}
 	o.start = sync.OnceFunc(func() { go o.srv.Serve(l) })
-	t.Cleanup(func() { l.Close(); o.srv.Close() })
+	t.Cleanup(func() { l.Close(); o.set(o.die) })
 	return o
 }
 
@@ -76,8 +77,10 @@ func (o *origin) back() {
 		o.t.Error(err)
 		return
 	}
-	o.srv = &http.Server{Handler: o}
-	go o.srv.Serve(l)
+	o.set(func() {
+		o.srv = &http.Server{Handler: o}
+		go o.srv.Serve(l)
+	})
 }
 
 func (o *origin) set(f func()) {
@@ -111,7 +114,12 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		at = end
 		if at == cut {
-			o.set(func() { o.cut = -1 })
+			o.set(func() {
+				o.cut = -1
+				if o.atCut != nil {
+					o.atCut()
+				}
+			})
 			panic(http.ErrAbortHandler)
 		}
 		if at == hang {
@@ -175,8 +183,8 @@ func (o *origin) request() Request {
 	return Request{
 		URL:     o.url,
 		Path:    filepath.Join(o.t.TempDir(), "file"),
-		Stall:   2 * time.Second,
-		GiveUp:  3 * time.Second,
+		Stall:   5 * time.Second,
+		GiveUp:  10 * time.Second,
 		Backoff: time.Millisecond,
 	}
 }

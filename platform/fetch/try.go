@@ -67,12 +67,12 @@ func (t *temporary) Unwrap() error { return t.error }
 // been progress.
 func (d *download) once(ctx context.Context) error {
 	stalled := fmt.Errorf("server sent nothing for %v", d.Stall)
-	ctx, cancel := context.WithCancelCause(ctx)
+	conn, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watch := time.AfterFunc(d.Stall, func() { cancel(stalled) })
 	defer watch.Stop()
 
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.URL, nil)
+	req, err := http.NewRequestWithContext(conn, http.MethodGet, d.URL, nil)
 	if err != nil {
 		return err
 	}
@@ -84,13 +84,14 @@ func (d *download) once(ctx context.Context) error {
 		}
 	}
 	resp, err := d.Client.Do(req)
+	watch.Stop() // what the disk or the caller takes is no stall
 	if err != nil {
 		var ue *url.Error // repeats the URL, secrets in its query included
 		if errors.As(err, &ue) {
 			err = ue.Err
 		}
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+		if conn.Err() != nil {
+			err = context.Cause(conn)
 		}
 		if hopeless(err) {
 			return err
@@ -129,8 +130,8 @@ func (d *download) once(ctx context.Context) error {
 			if rerr == io.EOF {
 				rerr = io.ErrUnexpectedEOF
 			}
-			if ctx.Err() != nil {
-				rerr = context.Cause(ctx)
+			if conn.Err() != nil {
+				rerr = context.Cause(conn)
 			}
 			return &temporary{error: fmt.Errorf("connection lost at byte %d: %w", d.off, rerr)}
 		}
