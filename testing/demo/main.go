@@ -77,12 +77,15 @@ func (d *demo) run(ctx context.Context) error {
 		return err
 	}
 
-	err = d.step("Start", "the vehicle in QEMU: firmware, GRUB, Linux, systemd, mosquitto, RAUC, sdvbox", func(func(string)) error {
+	err = d.step("Start", "the vehicle in QEMU: firmware, GRUB, Linux, systemd, mosquitto, RAUC, sdvbox", func(note func(string)) error {
 		d.vm, err = vehicle.Start(ctx, vehicle.Machine{Disk: disk, Keep: d.keep})
 		if err != nil {
 			return err
 		}
-		return d.ready(ctx, "1")
+		if err := d.ready(ctx, "1"); err != nil {
+			return err
+		}
+		return d.confirmed(ctx, "SDV_A", note)
 	})
 	if err != nil {
 		return err
@@ -211,9 +214,7 @@ func (d *demo) update(ctx context.Context, url string) error {
 		return err
 	}
 	err = d.step("Confirm", "slot B after its health is proven", func(note func(string)) error {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-		defer cancel()
-		return d.confirmed(ctx, note)
+		return d.confirmed(ctx, "SDV_B", note)
 	})
 	if err != nil {
 		return err
@@ -221,17 +222,19 @@ func (d *demo) update(ctx context.Context, url string) error {
 	return phase("Clean up", "and hear how the update has ended", "CLEANUP")
 }
 
-// confirmed waits until the new slot is no longer on trial.
-func (d *demo) confirmed(ctx context.Context, note func(string)) error {
+// confirmed waits until the slot that runs is no longer on trial.
+func (d *demo) confirmed(ctx context.Context, slot string, note func(string)) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
 	for {
 		out, err := d.vm.Run(ctx, "rauc-helper env get SDV_GOOD")
-		if err == nil && strings.Contains(out, "SDV_B") {
-			note("SDV_B is good")
+		if err == nil && strings.TrimSpace(out) == slot {
+			note(slot + " is confirmed")
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("slot B is not confirmed: %w", ctx.Err()), err)
+			return errors.Join(fmt.Errorf("%s is not confirmed: %w", slot, ctx.Err()), err)
 		case <-time.After(time.Second):
 		}
 	}
