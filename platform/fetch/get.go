@@ -101,13 +101,14 @@ func Get(ctx context.Context, r Request) (Result, error) {
 		if err := d.restart(); err != nil {
 			return d.res, err
 		}
+		d.high = 0
 	}
 }
 
-// Discard removes all that Get left at path.
+// Discard removes all that Get left at path, also when it was killed.
 func Discard(path string) error {
 	var errs []error
-	for _, suffix := range []string{".meta", ".part", ""} {
+	for _, suffix := range []string{".meta.tmp", ".meta", ".part", ""} {
 		errs = append(errs, durable.Remove(path+suffix))
 	}
 	return errors.Join(errs...)

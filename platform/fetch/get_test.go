@@ -978,6 +978,11 @@ func TestDiscardRemovesEverything(t *testing.T) {
 	o := serve(t, content(300_000))
 	r := o.request()
 	mustGet(t, r)
+	for _, suffix := range []string{".part", ".meta.tmp"} {
+		if err := os.WriteFile(r.Path+suffix, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for range 2 {
 		if err := Discard(r.Path); err != nil {
 			t.Fatal(err)
