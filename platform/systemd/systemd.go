@@ -6,6 +6,7 @@ package systemd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -35,6 +36,9 @@ func Dial(ctx context.Context, address string) (*Conn, error) {
 		bus, err := dbus.Dial("unix:path="+private, dbus.WithContext(ctx))
 		if err == nil {
 			if err = bus.Auth(nil); err == nil {
+				err = greet(ctx, bus)
+			}
+			if err == nil {
 				return &Conn{bus}, nil
 			}
 			bus.Close()
@@ -45,6 +49,19 @@ func Dial(ctx context.Context, address string) (*Conn, error) {
 		return nil, fmt.Errorf("connect to the system bus: %w", err)
 	}
 	return &Conn{bus}, nil
+}
+
+// greet makes the manager listen. When it is busy, as it is during boot, it reads the end of the authentication and the first
+// message at once, and then does not look at that message before the next one arrives (seen with systemd 257).
+func greet(ctx context.Context, bus *dbus.Conn) error {
+	for wait := 100 * time.Millisecond; ; wait *= 2 {
+		again, cancel := context.WithTimeout(ctx, wait)
+		err := bus.Object(busName, managerPath).CallWithContext(again, "org.freedesktop.DBus.Peer.Ping", 0).Err
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
 }
 
 func connect(ctx context.Context, address string) (*Conn, error) {
