@@ -13,6 +13,12 @@ DESTDIR ?=
 PREFIX  ?= /usr
 FUZZTIME ?= 10s
 
+# The vehicle's files have owners, and RAUC mounts: both want root. Go's caches stay those of the user.
+ifneq ($(shell id -u),0)
+root = sudo env "PATH=$$PATH" "GOMODCACHE=$$(go env GOMODCACHE)" "GOPROXY=$$(go env GOPROXY)" "GOCACHE=$(abspath $(BUILD))/gocache" \
+	$(foreach v,SDVBOX_CACHE DEBIAN_MIRROR KEEP,$(if $($v),"$v=$($v)"))
+endif
+
 applet  = sdvbox/platform/applet
 ldflags = -s -w -buildid= -X $(applet).Version=$(VERSION) -X $(applet).Commit=$(COMMIT)
 # What describes the applets must run here, also when installing for another machine.
@@ -69,19 +75,21 @@ install: $(BUILD)/linux-$(ARCH)/sdvbox $(box) ## install for ARCH below DESTDIR 
 .PHONY: demo
 demo: ## update a virtual vehicle from nothing; KEEP=1 leaves it running
 	go run ./testing/host vehicle
-	go run ./testing/demo
+	go mod download
+	$(root) go run ./testing/demo
 
 .PHONY: test
 test: ## run all tests, with real brokers, RAUC and virtual vehicles
 	go run ./testing/host test vehicle
-	SDVBOX_REQUIRE=1 go test -timeout 10m $(TESTFLAGS) $$(go list ./... | grep -v /testing/)
-	SDVBOX_REQUIRE=1 go test -timeout 20m -p 1 $(TESTFLAGS) ./testing/...
+	go mod download
+	$(root) env SDVBOX_REQUIRE=1 go test -timeout 10m $(TESTFLAGS) $$(go list ./... | grep -v /testing/)
+	$(root) env SDVBOX_REQUIRE=1 go test -timeout 20m -p 1 $(TESTFLAGS) ./testing/...
 	$(MAKE) fuzz
 
 .PHONY: test-long
 test-long: ## also run what takes hours: exhaustive power cuts, watchdog
 	go run ./testing/host test vehicle
-	SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 6h -p 1 $(TESTFLAGS) ./testing/...
+	$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 6h -p 1 $(TESTFLAGS) ./testing/...
 
 .PHONY: fuzz
 fuzz: ## fuzz each target for FUZZTIME
@@ -92,12 +100,12 @@ fuzz: ## fuzz each target for FUZZTIME
 .PHONY: powercut
 powercut: ## cut the power or kill the agent N times, chosen by SEED
 	go run ./testing/host vehicle
-	go run ./testing/powercut -n $(or $(N),4) -seed $(or $(SEED),1)
+	$(root) go run ./testing/powercut -n $(or $(N),4) -seed $(or $(SEED),1)
 
 .PHONY: bench
 bench: ## measure size, start-up, memory and throughput
 	go run ./testing/host test vehicle
-	SDVBOX_REQUIRE=1 go test -timeout 1h -p 1 -run '^$$' -bench . ./...
+	$(root) env SDVBOX_REQUIRE=1 go test -timeout 1h -p 1 -run '^$$' -bench . ./...
 
 .PHONY: lint
 lint: ## check format, vet, shell scripts and licence headers
@@ -110,4 +118,4 @@ lint: ## check format, vet, shell scripts and licence headers
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf $(BUILD)
+	$(root) rm -rf $(BUILD)
