@@ -32,7 +32,7 @@ type options struct {
 	Installer   string `short:"i" long:"installer" env:"SUA_INSTALLER" choice:"download" choice:"stream" choice:"dummy" default:"download" description:"how a bundle gets to RAUC: downloaded first, streamed by RAUC with download to fall back to, or not at all"`
 	Path        string `short:"p" long:"path" env:"SUA_PATH" value-name:"DIR" default:"/data/selfupdates" description:"where bundles are stored; RAUC has to see it under the same name"`
 	Server      string `short:"s" long:"server" env:"SUA_SERVER" value-name:"URL" default:"tcp://mosquitto:1883" description:"MQTT broker"`
-	CAPath      string `short:"c" long:"ca-path" env:"SUA_CA_PATH" value-name:"DIR" default:"/etc/ssl/certs" description:"directory of certificates that may sign those of bundle servers"`
+	CAPath      string `short:"c" long:"ca-path" env:"SUA_CA_PATH" value-name:"DIR" description:"directory of certificates that may sign those of bundle servers (/etc/ssl/certs)"`
 	CADirectory string `long:"ca-directory" value-name:"DIR" description:"the same as --ca-path"`
 	CAFile      string `short:"f" long:"ca-file" env:"SUA_CA_FILE" value-name:"FILE" description:"use this file instead of the directory"`
 	CAFilepath  string `long:"ca-filepath" value-name:"FILE" description:"the same as --ca-file"`
@@ -53,7 +53,7 @@ type options struct {
 	StateDir string `long:"state-dir" env:"SUA_STATE_DIR" value-name:"DIR" default:"/data/sdvbox/self-update-agent" description:"where the state of an update under way is kept"`
 	BootEnv  string `long:"bootenv" value-name:"SPEC" description:"boot environment, grub:FILE or uboot:FILE; default: $SDVBOX_BOOTENV, else the one that is found"`
 
-	MQTT mqttbus.Flags `group:"Broker options"`
+	MQTT mqttbus.Flags `group:"Broker options" env-namespace:"SUA"`
 
 	// For tests.
 	root      string      // where /proc and /etc are
@@ -92,7 +92,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifie
 	}
 	tls := fetch.TLS{CAFile: cmp.Or(o.CAFilepath, o.CAFile), CertFile: o.CertFile, KeyFile: o.KeyFile}
 	if tls.CAFile == "" {
-		tls.CADir = cmp.Or(o.CADirectory, o.CAPath)
+		tls.CADir = cmp.Or(o.CADirectory, o.CAPath, defaultCAPath(log))
 	}
 	client, err := fetch.NewClient(tls)
 	if err != nil {
@@ -140,6 +140,16 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifie
 	n.Watch(agent.Alive)
 	n.Ready()
 	return agent.Run(ctx)
+}
+
+// defaultCAPath is a directory that need not be there: plain http works without.
+func defaultCAPath(log *slog.Logger) string {
+	const dir = "/etc/ssl/certs"
+	if _, err := fetch.NewClient(fetch.TLS{CADir: dir}); err != nil {
+		log.Warn("bundles cannot be downloaded from https servers", "error", err)
+		return ""
+	}
+	return dir
 }
 
 func (o *options) system(tls fetch.TLS) selfupdate.System {
