@@ -15,6 +15,8 @@ import (
 
 	"github.com/u-root/u-root/pkg/mount"
 	"golang.org/x/sys/unix"
+
+	"sdvbox/platform/slots"
 )
 
 // A block is one disk or partition.
@@ -85,26 +87,33 @@ func linkLabels() error {
 	return errors.Join(errs...)
 }
 
-// waitDisks makes the links until each of labels has one; disks appear some
-// time after their driver.
-func waitDisks(ctx context.Context, labels []string, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	for {
+// waitDisks makes the links as soon as the vehicle's disk is there: disks
+// appear some time after their driver, the partitions of one all at once.
+func waitDisks(ctx context.Context, limit time.Duration) error {
+	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
 		err := linkLabels()
-		missing := slices.DeleteFunc(slices.Clone(labels), func(l string) bool {
-			_, err := os.Stat(filepath.Join(byLabel, l))
-			return err == nil
-		})
-		if len(missing) == 0 {
-			return err
+		if vehicleDisk() {
+			return errors.Join(err, linkLabels())
 		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("no partition named %s", strings.Join(missing, ", ")), err)
-		case <-time.After(100 * time.Millisecond):
+		if ctx.Err() != nil || time.Now().After(end) {
+			return errors.Join(errors.New("the vehicle's disk does not appear: no partition has one of its names"), err)
 		}
 	}
+}
+
+// vehicleDisk reports whether any partition of the vehicle is there.
+func vehicleDisk() bool {
+	var devices []string
+	for _, v := range volumes() {
+		devices = append(devices, filepath.Join(byLabel, v.label))
+	}
+	for _, name := range slots.Names {
+		devices = append(devices, device(name))
+	}
+	return slices.ContainsFunc(devices, func(dev string) bool {
+		_, err := os.Stat(dev)
+		return err == nil
+	})
 }
 
 // A volume is a partition that the rescue system mounts for good.

@@ -48,7 +48,7 @@ func runSession(ctx context.Context, c *applet.Call) error {
 	// BusyBox makes its links itself; those that exist are not overwritten.
 	exec.CommandContext(ctx, "/usr/bin/busybox", "--install", "-s").Run()
 	s.try("load modules", loadModules(ctx))
-	s.try("disks", waitDisks(ctx, labels(), 15*time.Second))
+	s.try("disks", waitDisks(ctx, 15*time.Second))
 	for _, v := range volumes() {
 		s.try("mount "+v.dir, v.attach(ctx))
 	}
@@ -90,15 +90,6 @@ func command(ctx context.Context, name string, args ...string) error {
 		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
 	}
 	return nil
-}
-
-// labels are the partitions to wait for.
-func labels() []string {
-	var list []string
-	for _, v := range volumes() {
-		list = append(list, v.label)
-	}
-	return list
 }
 
 // loadModules loads what /etc/modules names. A module that finds no hardware
