@@ -135,14 +135,16 @@ func (v *VM) args() ([]string, error) {
 	if v.WriteLog == "" {
 		args = append(args, "-blockdev", "driver=raw,node-name=d0,file=f0")
 	} else {
+		how := ",log-append=on"
 		if !v.Append {
 			if err := os.WriteFile(v.WriteLog, nil, 0o644); err != nil {
 				return nil, err
 			}
+			how = ",log-sector-size=512"
 		}
 		args = append(args,
 			"-blockdev", "driver=file,node-name=l0,filename="+v.WriteLog+",cache.no-flush=on",
-			"-blockdev", "driver=blklogwrites,node-name=d0,file=f0,log=l0,log-sector-size=512,log-append="+onOff(v.Append))
+			"-blockdev", "driver=blklogwrites,node-name=d0,file=f0,log=l0"+how)
 	}
 	args = append(args, "-device", "nvme,drive=d0,serial=sdvbox,bootindex=0",
 		"-netdev", fmt.Sprintf("user,id=n0,hostfwd=tcp:127.0.0.1:%d-:22,hostfwd=tcp:127.0.0.1:%d-:1883", v.ports[2], v.ports[3]),
@@ -151,13 +153,6 @@ func (v *VM) args() ([]string, error) {
 		args = append(args, "-device", "i6300esb", "-action", "watchdog=reset")
 	}
 	return append(args, v.Args...), nil
-}
-
-func onOff(b bool) string {
-	if b {
-		return "on"
-	}
-	return "off"
 }
 
 // PID returns the process of QEMU.
@@ -266,7 +261,7 @@ func (v *VM) Wait(ctx context.Context) error {
 	case <-v.exited:
 		v.Detach()
 		if v.exitErr != nil {
-			return v.failed(fmt.Errorf("QEMU: %w\n%s", v.exitErr, v.stderr.String()))
+			return v.failed(fmt.Errorf("QEMU: %w", v.exitErr))
 		}
 		return nil
 	case <-ctx.Done():
@@ -308,6 +303,11 @@ func (v *VM) Detach() {
 }
 
 func (v *VM) failed(err error) error {
+	select {
+	case <-v.exited:
+		err = fmt.Errorf("%w\n%s", err, v.stderr.String())
+	default:
+	}
 	return fmt.Errorf("%w\n--- serial log %s ends:\n%s\n---", err, v.Log, tail(waiting.ReplaceAllString(v.Output(), ""), 25))
 }
 

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"sdvbox/testing/ota"
+	"sdvbox/testing/vehicle"
+)
+
+// oldVersion is in slot A of a new vehicle and newVersion in slot B; updates go back and forth between two bundles.
+const (
+	oldVersion   = "1"
+	newVersion   = "2"
+	spareVersion = "0" // in the slot that the first update overwrites
+)
+
+// bootTime is more than any boot takes, on a busy machine without KVM.
+const bootTime = 2 * time.Minute
+
+// lab is what all experiments need: lean vehicles, bundles for them, and a server for the bundles.
+type lab struct {
+	dir     string // for disks
+	layout  vehicle.Layout
+	factory string            // disk as from the factory, in the cache
+	images  map[string]string // file system images by version
+	bundles map[string]string // files by version
+	url     string            // of the bundle server, as the vehicle sees it; a file name comes behind it
+	logf    func(string, ...any)
+	server  *http.Server
+}
+
+func newLab(ctx context.Context, dir string, logf func(string, ...any)) (*lab, error) {
+	b, err := vehicle.NewBuilder()
+	if err != nil {
+		return nil, err
+	}
+	b.Logf = logf
+	l := &lab{dir: dir, images: map[string]string{}, bundles: map[string]string{}, logf: logf}
+	for _, v := range []string{oldVersion, newVersion, spareVersion} {
+		if l.images[v], err = b.Lean(ctx, v); err != nil {
+			return nil, err
+		}
+		if l.bundles[v], err = b.Bundle(ctx, vehicle.Bundle{Image: l.images[v], Version: v}); err != nil {
+			return nil, err
+		}
+	}
+	d := vehicle.Disk{A: l.images[oldVersion], B: l.images[spareVersion], NoRescue: true, Sizes: map[string]int64{
+		"root_a": vehicle.LeanSlotSize, "root_b": vehicle.LeanSlotSize, "data": 128 << 20, "rescue": 1 << 20,
+	}}
+	if l.factory, err = b.Disk(ctx, d); err != nil {
+		return nil, err
+	}
+	if l.layout, err = b.Layout(d); err != nil {
+		return nil, err
+	}
+	return l, l.serve()
+}
+
+// serve starts a server that has the bundle of each version as VERSION.raucb.
+func (l *lab) serve() error {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	for v, file := range l.bundles {
+		mux.HandleFunc("/"+v+".raucb", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, file) })
+	}
+	l.server = &http.Server{Handler: mux}
+	go l.server.Serve(listener)
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	l.url = "http://10.0.2.2:" + port + "/"
+	return err
+}
+
+func (l *lab) close() { l.server.Close() }
+
+// bundle returns where the vehicle finds the bundle of a version.
+func (l *lab) bundle(version string) string { return l.url + version + ".raucb" }
+
+// disk makes a copy of a disk in the lab's directory.
+func (l *lab) disk(name, from string) (string, error) {
+	path := filepath.Join(l.dir, name)
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return "", err
+	}
+	return path, vehicle.CopyDisk(path, from)
+}
+
+// booted is what a boot has shown on the serial port.
+type booted struct {
+	slot    string // that GRUB started last
+	reason  string // why, by GRUB
+	version string // of the system that came up
+}
+
+// watch waits until a boot has come to its verdict about itself.
+func watch(ctx context.Context, v *vehicle.VM) (booted, error) {
+	ctx, cancel := context.WithTimeout(ctx, bootTime)
+	defer cancel()
+	m, err := v.WaitFor(ctx, `(?s)sdvbox: starting (?:the )?(\S+).*? \((\w+)\)(?:.*?)VEHICLE-CONFIRM code=(\d+) version=(\S+)`)
+	if err != nil {
+		return booted{}, err
+	}
+	b := booted{slot: m[1], reason: m[2], version: m[4]}
+	if m[3] != "0" {
+		return b, fmt.Errorf("rauc-helper confirm has failed with exit code %s in %s", m[3], b.slot)
+	}
+	return b, nil
+}
+
+// reset resets the vehicle in an instant: what has not been written to the disk by then never is. QEMU ends in good order.
+func reset(ctx context.Context, v *vehicle.VM) error {
+	if _, err := v.Run(ctx, "(sleep 0.3; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &"); err != nil {
+		return err
+	}
+	return v.Wait(ctx)
+}
+
+// dial connects to the broker of a vehicle and waits for its agent.
+func dial(ctx context.Context, v *vehicle.VM) (*ota.Driver, error) {
+	ctx, cancel := context.WithTimeout(ctx, bootTime)
+	defer cancel()
+	d, err := ota.Dial(ctx, "tcp://"+v.MQTT())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.Version(ctx); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+var errLost = errors.New("the activity has been lost")

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command powercut cuts the power of virtual vehicles while they are updated, in two ways.
+//
+// By itself it kills QEMU at random moments and looks whether the vehicle comes back and brings the update to its end:
+//
+//	go run ./testing/powercut -n 30 -seed 1
+//
+// With -exhaustive it records all writes to the disk of one update and judges every state of the disk that a power cut could
+// have left, a lost cache of the disk included. One state of each kind that the boot loader could tell apart is booted:
+//
+//	go run ./testing/powercut -exhaustive [-dir DIR]           keep the recording in DIR
+//	go run ./testing/powercut -exhaustive -dir DIR -state p7   only that state, of the recording that is there
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "powercut: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	n := flag.Int("n", 4, "how often to cut the power")
+	seed := flag.Uint64("seed", 1, "chooses the moments")
+	all := flag.Bool("exhaustive", false, "record one update and judge every cut of it")
+	dir := flag.String("dir", "", "directory for disks and recording, kept; default: a temporary one")
+	only := flag.String("state", "", "judge and boot only this state")
+	flag.Parse()
+	if flag.NArg() > 0 || *n < 1 {
+		return errors.New("expected no arguments, and at least one cut; see -h")
+	}
+	if *dir == "" {
+		tmp, err := os.MkdirTemp("", "powercut")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(tmp)
+		*dir = tmp
+	}
+	start := time.Now()
+	l, err := newLab(ctx, *dir, func(format string, a ...any) {
+		fmt.Fprintf(os.Stderr, "%6.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, a...))
+	})
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	if !*all {
+		results, err := l.campaign(ctx, *n, *seed)
+		results.print(os.Stdout)
+		return err
+	}
+	r, err := loadRecording(*dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		r, err = l.record(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	f, err := l.exhaustive(ctx, r, *only)
+	if err != nil {
+		return err
+	}
+	f.print(os.Stdout)
+	if len(f.failures) > 0 {
+		return fmt.Errorf("%d states fail", len(f.failures))
+	}
+	return nil
+}
