@@ -32,7 +32,7 @@ func confirmCommand(m machine) applet.Command {
 	return applet.Command{
 		Name:    "confirm",
 		Summary: "judge a slot on trial by its health: make it good, or go back to the other one",
-		Description: `Runs once in each boot, as sdvbox-confirm.service. A slot on trial is confirmed as soon as all gates pass at the same time. If they do not until the deadline, and another slot can be booted, the slot is marked bad with the reason, and the machine reboots into the other one; if none can be booted, the slot keeps running. A slot that has been confirmed before gets its attempts back at once; gates that fail there are reported and have no consequence.
+		Description: `Runs once in each boot, as sdvbox-confirm.service. A slot on trial is confirmed as soon as all gates pass at the same time. If they do not until the deadline, and another slot can be booted, the slot is marked bad with the reason, and the machine reboots into the other one; if none can be booted, the slot keeps running. A slot that has been confirmed before gets its attempts back at once; gates that fail there are reported and have no other consequence. The command fails when gates did not pass, or when the verdict could not be saved.
 
 The gates:
 
@@ -53,7 +53,6 @@ The configuration is a JSON object; all members are optional:
   settled                how long a unit must have run, "3s"
   skip                   gates not to ask: boot, data, rauc, broker, units, or health.d/NAME`,
 		Options: func() any { return new(confirmOptions) },
-		Exit:    []applet.ExitCode{{Code: 1, Meaning: "the gates did not pass, or the verdict could not be saved"}},
 		Run: func(ctx context.Context, c *applet.Call) error {
 			o := c.Options.(*confirmOptions)
 			log := logger{c.Stderr, os.Getenv("JOURNAL_STREAM") != ""}

@@ -323,8 +323,10 @@ func TestShippedConfigRepeatsTheDefaults(t *testing.T) {
 func TestRealGatesJudgeARealMachine(t *testing.T) {
 	r := newRig(t, trialLine, trial)
 	fake := systemdtest.Start(t)
-	fake.Alias["default.target"] = "multi-user.target"
-	fake.Units["multi-user.target"] = systemdtest.Props{"ActiveState": "active"}
+	fake.Change(func() {
+		fake.Alias["default.target"] = "multi-user.target"
+		fake.Units["multi-user.target"] = systemdtest.Props{"ActiveState": "active"}
+	})
 	daemon := broker.Start(t, broker.Options{})
 	dir := t.TempDir()
 	gates := filepath.Join(dir, "health.d")

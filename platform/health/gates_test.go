@@ -60,17 +60,17 @@ func TestRAUCGateFollowsTheService(t *testing.T) {
 
 func TestBootTargetNamesTheUnitThatBlocks(t *testing.T) {
 	f := systemdtest.Start(t)
-	f.Alias["default.target"] = "graphical.target"
-	f.Units["graphical.target"] = systemdtest.Props{"ActiveState": "inactive"}
-	f.Jobs = [][3]string{
-		{"graphical.target", "start", "waiting"},
-		{"block.service", "start", "running"},
-		{ConfirmUnit, "start", "running"},
-	}
+	f.Change(func() {
+		f.Alias["default.target"] = "graphical.target"
+		f.Units["graphical.target"] = systemdtest.Props{"ActiveState": "inactive"}
+		f.Jobs = [][3]string{
+			{"graphical.target", "start", "waiting"},
+			{"block.service", "start", "running"},
+			{ConfirmUnit, "start", "running"},
+		}
+	})
 	expect(t, "blocked", judge(t, BootTarget(f.Address)), "graphical.target is inactive, waiting for block.service")
-	f.Lock()
-	f.Units["graphical.target"] = systemdtest.Props{"ActiveState": "active"}
-	f.Unlock()
+	f.Change(func() { f.Units["graphical.target"] = systemdtest.Props{"ActiveState": "active"} })
 	expect(t, "reached", judge(t, BootTarget(f.Address)), "")
 	expect(t, "no systemd", judge(t, BootTarget("unix:path=/nonexistent")), "no such file")
 }
@@ -81,12 +81,14 @@ func TestUnitsWantsEnabledUnitsSettled(t *testing.T) {
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
 	ago := func(d time.Duration) uint64 { return uint64((time.Duration(now.Nano()) - d) / time.Microsecond) }
 	good := systemdtest.Props{"ActiveState": "active", "SubState": "running", "Result": "success", "ActiveEnterTimestampMonotonic": ago(time.Minute)}
-	f.Units["a.service"] = good
-	f.Units[ConfirmUnit] = systemdtest.Props{"ActiveState": "activating", "SubState": "start"}
-	f.Units["other.service"] = systemdtest.Props{"ActiveState": "failed", "SubState": "failed", "Result": "timeout"}
-	for _, name := range []string{"a.service", "b.service", "b@.service", ConfirmUnit, "other.service"} {
-		f.Enabled = append(f.Enabled, "/usr/lib/systemd/system/"+name)
-	}
+	f.Change(func() {
+		f.Units["a.service"] = good
+		f.Units[ConfirmUnit] = systemdtest.Props{"ActiveState": "activating", "SubState": "start"}
+		f.Units["other.service"] = systemdtest.Props{"ActiveState": "failed", "SubState": "failed", "Result": "timeout"}
+		for _, name := range []string{"a.service", "b.service", "b@.service", ConfirmUnit, "other.service"} {
+			f.Enabled = append(f.Enabled, "/usr/lib/systemd/system/"+name)
+		}
+	})
 	check := Units(f.Address, []string{"a.service", "b*.service", "sdvbox-*.service"}, 5*time.Second)
 	for _, test := range []struct {
 		name string
@@ -101,9 +103,7 @@ func TestUnitsWantsEnabledUnitsSettled(t *testing.T) {
 		{"condition", systemdtest.Props{"ActiveState": "inactive", "ConditionResult": false, "ConditionTimestampMonotonic": ago(time.Second)}, ""},
 		{"oneshot", systemdtest.Props{"ActiveState": "inactive", "Result": "success", "Type": "oneshot", "ExecMainExitTimestampMonotonic": ago(time.Second)}, ""},
 	} {
-		f.Lock()
-		f.Units["b.service"] = test.b
-		f.Unlock()
+		f.Change(func() { f.Units["b.service"] = test.b })
 		expect(t, test.name, judge(t, check), test.want)
 	}
 }

@@ -25,9 +25,8 @@ func dialFake(t *testing.T, f *systemdtest.Fake) *Conn {
 
 func TestUnitTellsStatesApart(t *testing.T) {
 	f := systemdtest.Start(t)
-	f.Alias["default.target"] = "multi-user.target"
 	entered := uint64((monotonic() - time.Minute) / time.Microsecond)
-	f.Units = map[string]systemdtest.Props{
+	units := map[string]systemdtest.Props{
 		"multi-user.target": {"ActiveState": "active", "SubState": "active", "ActiveEnterTimestampMonotonic": entered},
 		"loop.service":      {"ActiveState": "activating", "SubState": "auto-restart", "Result": "exit-code", "ActiveEnterTimestampMonotonic": entered},
 		"skipped.service":   {"ActiveState": "inactive", "SubState": "dead", "ConditionResult": false, "ConditionTimestampMonotonic": entered, "Result": "success"},
@@ -35,6 +34,7 @@ func TestUnitTellsStatesApart(t *testing.T) {
 			"Type": "oneshot", "ExecMainExitTimestampMonotonic": entered},
 		"later.service": {"ActiveState": "inactive", "SubState": "dead", "Result": "success", "Type": "oneshot"},
 	}
+	f.Change(func() { f.Alias["default.target"], f.Units = "multi-user.target", units })
 	c := dialFake(t, f)
 	for _, test := range []struct {
 		name string
@@ -62,8 +62,10 @@ func TestUnitTellsStatesApart(t *testing.T) {
 
 func TestJobsAndEnabledUnitsAreListed(t *testing.T) {
 	f := systemdtest.Start(t)
-	f.Jobs = [][3]string{{"block.service", "start", "running"}, {"multi-user.target", "start", "waiting"}}
-	f.Enabled = []string{"/usr/lib/systemd/system/sdvbox-x.service", "/etc/systemd/system/other.service"}
+	f.Change(func() {
+		f.Jobs = [][3]string{{"block.service", "start", "running"}, {"multi-user.target", "start", "waiting"}}
+		f.Enabled = []string{"/usr/lib/systemd/system/sdvbox-x.service", "/etc/systemd/system/other.service"}
+	})
 	c := dialFake(t, f)
 	jobs, err := c.Jobs(t.Context())
 	if diff := cmp.Diff([]Job{{"block.service", "start", true}, {"multi-user.target", "start", false}}, jobs); diff != "" || err != nil {
@@ -80,15 +82,17 @@ func TestRebootIsOrderly(t *testing.T) {
 	if err := dialFake(t, f).Reboot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"reboot.target replace-irreversibly"}, f.Started); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
+	f.Change(func() {
+		if diff := cmp.Diff([]string{"reboot.target replace-irreversibly"}, f.Started); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
 }
 
 func TestHangingManagerIsGivenUp(t *testing.T) {
 	f := systemdtest.Start(t)
-	f.Hang = true
-	t.Cleanup(func() { f.Lock(); f.Hang = false; f.Unlock() })
+	f.Change(func() { f.Hang = true })
+	t.Cleanup(func() { f.Change(func() { f.Hang = false }) })
 	c := dialFake(t, f)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

@@ -21,9 +21,9 @@ import (
 // Props are the properties of a unit by their D-Bus names, those of its type included.
 type Props map[string]any
 
-// Fake is a service manager. Its maps and slices may be changed while it is locked.
+// Fake is a service manager. Once it runs, Change changes what it says.
 type Fake struct {
-	sync.Mutex
+	mu      sync.Mutex
 	Address string           // of the bus
 	Units   map[string]Props // by name
 	Alias   map[string]string
@@ -55,6 +55,13 @@ func Start(tb testing.TB) *Fake {
 		tb.Fatal(err)
 	}
 	return f
+}
+
+// Change calls f while the manager is not looking.
+func (f *Fake) Change(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
 }
 
 func startBus(tb testing.TB) string {
@@ -99,7 +106,7 @@ func unitPath(name string) dbus.ObjectPath {
 
 // LoadUnit loads any unit, as the real one does.
 func (m manager) LoadUnit(name string) (dbus.ObjectPath, *dbus.Error) {
-	m.wait()
+	defer m.enter()()
 	if target, ok := m.f.Alias[name]; ok {
 		name = target
 	}
@@ -109,7 +116,7 @@ func (m manager) LoadUnit(name string) (dbus.ObjectPath, *dbus.Error) {
 type unitFile struct{ Path, State string }
 
 func (m manager) ListUnitFilesByPatterns(states, patterns []string) ([]unitFile, *dbus.Error) {
-	m.wait()
+	defer m.enter()()
 	list := []unitFile{}
 	for _, file := range m.f.Enabled {
 		for _, p := range patterns {
@@ -129,7 +136,7 @@ type job struct {
 }
 
 func (m manager) ListJobs() ([]job, *dbus.Error) {
-	m.wait()
+	defer m.enter()()
 	list := []job{}
 	for i, j := range m.f.Jobs {
 		list = append(list, job{uint32(i), j[0], j[1], j[2], "/", "/"})
@@ -138,21 +145,19 @@ func (m manager) ListJobs() ([]job, *dbus.Error) {
 }
 
 func (m manager) StartUnit(name, mode string) (dbus.ObjectPath, *dbus.Error) {
-	m.wait()
-	m.f.Lock()
-	defer m.f.Unlock()
+	defer m.enter()()
 	m.f.Started = append(m.f.Started, name+" "+mode)
 	return "/", nil
 }
 
-func (m manager) wait() {
+// enter waits until the manager answers and returns what ends the answer.
+func (m manager) enter() func() {
 	for {
-		m.f.Lock()
-		hang := m.f.Hang
-		m.f.Unlock()
-		if !hang {
-			return
+		m.f.mu.Lock()
+		if !m.f.Hang {
+			return m.f.mu.Unlock
 		}
+		m.f.mu.Unlock()
 		time.Sleep(10 * time.Millisecond)
 	}
 }
@@ -163,8 +168,8 @@ type properties struct{ f *Fake }
 func (p properties) GetAll(msg dbus.Message, iface string) (map[string]dbus.Variant, *dbus.Error) {
 	asked := msg.Headers[dbus.FieldPath].Value().(dbus.ObjectPath)
 	all := map[string]dbus.Variant{}
-	p.f.Lock()
-	defer p.f.Unlock()
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
 	for name, props := range p.f.Units {
 		if unitPath(name) != asked {
 			continue
