@@ -103,10 +103,7 @@ func waitDisks(ctx context.Context, limit time.Duration) error {
 
 // vehicleDisk reports whether any partition of the vehicle is there.
 func vehicleDisk() bool {
-	var devices []string
-	for _, v := range volumes() {
-		devices = append(devices, filepath.Join(byLabel, v.label))
-	}
+	devices := []string{grubenvVolume().device(), dataVolume().device()}
 	for _, name := range slots.Names {
 		devices = append(devices, device(name))
 	}
@@ -122,11 +119,14 @@ type volume struct {
 	flags          uintptr
 }
 
-func volumes() []volume {
-	return []volume{
-		{"grubenv", "/grubenv", "vfat", unix.MS_NOATIME | unix.MS_SYNCHRONOUS | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC},
-		{"data", "/data", "ext4", unix.MS_NOATIME | unix.MS_NOSUID | unix.MS_NODEV},
-	}
+// grubenvVolume is where GRUB keeps its variables, dataVolume what outlives the
+// slots.
+func grubenvVolume() volume {
+	return volume{"grubenv", "/grubenv", "vfat", unix.MS_NOATIME | unix.MS_SYNCHRONOUS | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC}
+}
+
+func dataVolume() volume {
+	return volume{"data", "/data", "ext4", unix.MS_NOATIME | unix.MS_NOSUID | unix.MS_NODEV}
 }
 
 // attach checks and mounts a volume. The error is also left in runDir for the
@@ -135,15 +135,14 @@ func (v volume) attach(ctx context.Context) (err error) {
 	if mounted(v.dir) {
 		return nil
 	}
-	note := filepath.Join(runDir, v.label+".error")
 	defer func() {
 		if err != nil {
-			os.WriteFile(note, []byte(err.Error()), 0o644)
+			os.WriteFile(v.note(), []byte(err.Error()), 0o644)
 		} else {
-			os.Remove(note)
+			os.Remove(v.note())
 		}
 	}()
-	dev := filepath.Join(byLabel, v.label)
+	dev := v.device()
 	if _, err := os.Stat(dev); err != nil {
 		return fmt.Errorf("no partition named %s", v.label)
 	}
@@ -155,6 +154,16 @@ func (v volume) attach(ctx context.Context) (err error) {
 		return errors.Join(err, checked)
 	}
 	return nil
+}
+
+func (v volume) device() string { return filepath.Join(byLabel, v.label) }
+
+func (v volume) note() string { return filepath.Join(runDir, v.label+".error") }
+
+// trouble says why the volume could not be mounted.
+func (v volume) trouble() string {
+	text, _ := os.ReadFile(v.note())
+	return string(text)
 }
 
 // fsck lets e2fsck repair what is safe to repair without asking.

@@ -96,12 +96,12 @@ func mountEnvironment(ctx context.Context, spec string) error {
 	if spec != defaultStore {
 		return nil
 	}
-	v := volumes()[0]
+	v := grubenvVolume()
 	err := v.attach(ctx)
 	if err == nil {
 		return nil
 	}
-	dev := filepath.Join(byLabel, v.label)
+	dev := v.device()
 	if _, statErr := os.Stat(dev); statErr != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func mountEnvironment(ctx context.Context, spec string) error {
 // reread fails unless the disk itself holds vars: after mounting again nothing
 // comes from a cache.
 func reread(ctx context.Context, vars *bootenv.Vars) error {
-	v := volumes()[0]
+	v := grubenvVolume()
 	if mounted(v.dir) {
 		if err := unix.Unmount(v.dir, 0); err != nil {
 			return fmt.Errorf("unmount %s: %w", v.dir, err)

@@ -3,12 +3,12 @@
 package rescue
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -98,11 +98,14 @@ func runReport(ctx context.Context, c *applet.Call) error {
 
 // gather looks at everything. What cannot be found out is part of the report.
 func gather(ctx context.Context) *Report {
-	r := &Report{Reason: bootReason(), Data: dataVolume(), Network: interfaces()}
+	r := &Report{Reason: bootReason(), Data: dataState(), Network: interfaces()}
 	var st slots.State
 	var err error
 	if r.Environment.Store, st, err = loadState(); err != nil {
 		r.Environment.Error = err.Error()
+		if note := grubenvVolume().trouble(); note != "" {
+			r.Environment.Error += "; " + note
+		}
 	} else {
 		r.Environment.Order, r.Environment.Good, r.Environment.Why = st.Order, st.Good, st.Why
 	}
@@ -168,13 +171,9 @@ func raucSlots(ctx context.Context) ([]rauc.Slot, string, error) {
 	return list, compatible, err
 }
 
-func dataVolume() Volume {
+func dataState() Volume {
 	if !mounted("/data") {
-		note, err := os.ReadFile(filepath.Join(runDir, "data.error"))
-		if err != nil {
-			note = []byte("not mounted")
-		}
-		return Volume{Error: string(note)}
+		return Volume{Error: cmp.Or(dataVolume().trouble(), "not mounted")}
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/data", &fs); err != nil {

@@ -49,7 +49,7 @@ func runSession(ctx context.Context, c *applet.Call) error {
 	exec.CommandContext(ctx, "/usr/bin/busybox", "--install", "-s").Run()
 	s.try("load modules", loadModules(ctx))
 	s.try("disks", waitDisks(ctx, 15*time.Second))
-	for _, v := range volumes() {
+	for _, v := range []volume{grubenvVolume(), dataVolume()} {
 		s.try("mount "+v.dir, v.attach(ctx))
 	}
 	s.try("network", s.network(ctx))

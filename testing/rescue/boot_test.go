@@ -194,8 +194,7 @@ func TestRescueBringsBackAVehicleThatLostEverything(t *testing.T) {
 		}
 	}
 
-	// No reader finds a header in either copy.
-	g.run("dd if=/dev/zero of=/grubenv/grubenv bs=512 count=1 conv=notrunc,fsync && cp /grubenv/grubenv /grubenv/grubenv2 && sync")
+	g.run("umount /grubenv && dd if=/dev/zero of=/dev/disk/by-partlabel/grubenv bs=1M count=8 && sync")
 	g.run("(sleep 1; reboot) >/dev/null 2>&1 &")
 	g = g.next()
 	if _, err := g.WaitFor(ctx, `starting the rescue system \(unreadable\)[\s\S]*is repaired; booting again`); err != nil {
@@ -206,9 +205,6 @@ func TestRescueBringsBackAVehicleThatLostEverything(t *testing.T) {
 	must(err)
 	if version != "2" {
 		t.Errorf("version %s has started, want 2", version)
-	}
-	if out := g.run("rauc-helper status --output json || true"); !strings.Contains(out, `SDV_A`) {
-		t.Errorf("status after the rescue: %s", out)
 	}
 	if out := g.run("cat /proc/cmdline"); !strings.Contains(out, "rauc.slot=SDV_A sdvbox.boot=first") {
 		t.Errorf("command line: %s", out)

@@ -36,7 +36,7 @@ type Options struct {
 // Packages lists the Debian packages that a tree must contain, besides a
 // kernel, to build the initramfs from it.
 func Packages() []string {
-	return []string{"busybox-static", "ca-certificates", "dbus-daemon", "e2fsprogs", "rauc"}
+	return []string{"busybox-static", "ca-certificates", "dbus-daemon", "dosfstools", "e2fsprogs", "rauc"}
 }
 
 // HostTools lists the programs that Build runs on the host.
@@ -49,6 +49,7 @@ var programs = []string{
 	"/usr/bin/rauc",
 	"/usr/sbin/e2fsck",
 	"/usr/sbin/mke2fs",
+	"/usr/sbin/mkfs.vfat",
 	"/usr/sbin/resize2fs",
 }
 
