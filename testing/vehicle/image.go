@@ -31,19 +31,21 @@ type File struct {
 }
 
 // enabled units are started at boot, besides those that Debian enables.
-var enabled = []string{"systemd-networkd.service", "vehicle-console.service", "vehicle-ready.service", "vehicle-ssh.service"}
+var enabled = []string{"systemd-networkd.service", "vehicle-console.service", "vehicle-ready.service", "vehicle-ssh.socket"}
 
 // masked units cost time in an emulated machine, or want a root that can be written.
 var masked = []string{
 	"apt-daily-upgrade.timer", "apt-daily.timer", "dev-hugepages.mount", "dev-mqueue.mount", "dpkg-db-backup.timer",
-	"e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service", "ldconfig.service",
+	"e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service", "kmod-static-nodes.service", "ldconfig.service",
 	"proc-sys-fs-binfmt_misc.automount", "modprobe@configfs.service", "modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@fuse.service",
 	"rauc-mark-good.service", "serial-getty@ttyS0.service", "sys-fs-fuse-connections.mount", "sys-kernel-config.mount",
 	"sys-kernel-debug.mount", "sys-kernel-tracing.mount", "systemd-firstboot.service", "systemd-hwdb-update.service",
 	"systemd-journal-catalog-update.service", "systemd-journal-flush.service", "systemd-logind.service",
 	"systemd-machine-id-commit.service", "systemd-network-generator.service",
 	"systemd-networkd-persistent-storage.service", "systemd-networkd-wait-online.service", "systemd-pcrextend.socket", "systemd-pcrlock.socket",
-	"systemd-pstore.service", "systemd-random-seed.service", "systemd-sysusers.service", "systemd-tpm2-setup-early.service",
+	"systemd-pstore.service", "systemd-random-seed.service", "systemd-remount-fs.service", "systemd-sysusers.service",
+	"systemd-tmpfiles-setup-dev-early.service", "systemd-tmpfiles-setup-dev.service", "systemd-udev-load-credentials.service",
+	"systemd-user-sessions.service", "systemd-tpm2-setup-early.service",
 	"systemd-tpm2-setup.service", "systemd-update-done.service",
 }
 
@@ -106,7 +108,7 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 			}
 		}
 		return mkfs(ctx, tmp, dir, 0, i.Pad)
-	}, filepath.Base(tree), filepath.Base(sdvbox), sum, useless, modules, enabled, i, files)
+	}, filepath.Base(tree), filepath.Base(sdvbox), sum, useless, kept, modules, enabled, i, files)
 }
 
 // files are those that differ from image to image or from cache to cache.

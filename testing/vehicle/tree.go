@@ -43,6 +43,16 @@ var useless = []string{
 	"var/cache/*", "var/lib/*", "var/log/*", "var/backups/*", "var/spool/*", "tmp/*", "run/*",
 }
 
+// kept are all files that stay in these directories. Every udev rule is looked at for every device and every generator is a
+// program that runs at every boot: much, in an emulated machine.
+var kept = map[string][]string{
+	"usr/lib/systemd/system-generators": {"systemd-fstab-generator"},
+	"usr/lib/udev/rules.d": {
+		"50-udev-default.rules", "60-block.rules", "60-persistent-storage.rules", "80-drivers.rules",
+		"80-net-setup-link.rules", "99-systemd.rules",
+	},
+}
+
 // modules are the kernel modules that stay, with those they need.
 var modules = []string{
 	"autofs4", "dm_mod", "dm_verity", "i6300esb", "loop", "nbd", "nls_ascii", "nls_cp437", "nls_utf8", "overlay", "softdog", "squashfs",
@@ -111,8 +121,12 @@ func trim(ctx context.Context, tree, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := keepModules(filepath.Join(dir, "usr/lib/modules", release)); err != nil {
+	lib := filepath.Join(dir, "usr/lib/modules", release)
+	if err := keepModules(lib); err != nil {
 		return fmt.Errorf("select kernel modules: %w", err)
+	}
+	if err := unpackModules(ctx, lib); err != nil {
+		return fmt.Errorf("unpack kernel modules: %w", err)
 	}
 	// udev would try each missing module that an index names. depmod replaces the indices, links and all.
 	if err := run(ctx, "chroot", dir, "depmod", release); err != nil {
@@ -126,6 +140,19 @@ func trim(ctx context.Context, tree, dir string) error {
 		for _, f := range found {
 			if err := os.RemoveAll(f); err != nil {
 				return err
+			}
+		}
+	}
+	for name, stay := range kept {
+		entries, err := os.ReadDir(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if !slices.Contains(stay, e.Name()) {
+				if err := os.Remove(filepath.Join(dir, name, e.Name())); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -162,6 +189,30 @@ func keepModules(dir string) error {
 			if err := os.Remove(filepath.Join(dir, file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// unpackModules unpacks compressed modules: an emulated machine would need seconds for that, at each boot.
+func unpackModules(ctx context.Context, dir string) error {
+	args := []string{"--decompress", "--keep", "--force"} // they are links to the tree
+	var packed []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if strings.HasSuffix(path, ".ko.xz") {
+			packed = append(packed, path)
+		}
+		return err
+	})
+	if err != nil || packed == nil {
+		return err
+	}
+	if err := run(ctx, "xz", append(args, packed...)...); err != nil {
+		return err
+	}
+	for _, path := range packed {
+		if err := os.Remove(path); err != nil {
+			return err
 		}
 	}
 	return nil
