@@ -178,7 +178,7 @@ func (c *campaign) run(r *result, target string, share float64) error {
 	for p, command := range []string{updateproto.CommandDownload, updateproto.CommandUpdate, updateproto.CommandActivate} {
 		limit := time.Duration(0)
 		if p == r.phase {
-			limit = time.Duration(share * float64(c.length[p]))
+			limit = max(time.Millisecond, time.Duration(share*float64(c.length[p])))
 		}
 		began := time.Now()
 		f, err := c.step(ctx, id, command, limit)

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -140,5 +139,3 @@ func dial(ctx context.Context, v *vehicle.VM) (*ota.Driver, error) {
 	}
 	return d, nil
 }
-
-var errLost = errors.New("the activity has been lost")

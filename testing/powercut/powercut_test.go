@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// newTestLab makes a lab whose disks are removed at the end.
+func newTestLab(t *testing.T) *lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("SDVBOX_REQUIRE") == "1" {
+			t.Fatal("only root can build a vehicle")
+		}
+		t.Skip("only root can build a vehicle")
+	}
+	l, err := newLab(t.Context(), t.TempDir(), t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.close)
+	return l
+}
+
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("SDVBOX_LONG") != "1" {
+		t.Skip("only make test-long runs this")
+	}
+}
+
+func testCampaign(t *testing.T, n int, seed uint64) {
+	all, err := newTestLab(t).campaign(t.Context(), n, seed)
+	var table strings.Builder
+	all.print(&table)
+	t.Logf("seed %d\n%s", seed, table.String())
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// One cut while the bundle is downloaded, one while it is installed, one while it is activated, and one in the first boot.
+func TestKilledVehicleEndsItsUpdate(t *testing.T) { testCampaign(t, phaseCount, 1) }
+
+func TestKilledVehicleEndsItsUpdateEachTime(t *testing.T) {
+	long(t)
+	testCampaign(t, 32, 2)
+}
+
+func TestNoCutOfAnUpdateDoesHarm(t *testing.T) {
+	long(t)
+	l := newTestLab(t)
+	r, err := l.record(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := l.exhaustive(t.Context(), r, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table strings.Builder
+	f.print(&table)
+	t.Logf("\n%s", table.String())
+	if len(f.failures) > 0 {
+		t.Errorf("%d states fail", len(f.failures))
+	}
+}
