@@ -29,11 +29,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Compatible is what bundles for this vehicle must say.
@@ -86,8 +89,9 @@ func (b *Builder) cached(kind, suffix string, make func(path string) error, inpu
 		return "", err
 	}
 	path := filepath.Join(b.Cache, kind+"-"+key+suffix)
+	now := time.Now()
 	if exists(path) {
-		return path, nil
+		return path, os.Chtimes(path, now, now)
 	}
 	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -110,7 +114,40 @@ func (b *Builder) cached(kind, suffix string, make func(path string) error, inpu
 	if err := os.Rename(tmp, path); err != nil {
 		return "", err
 	}
-	return path, os.Remove(lock.Name())
+	if err := os.Chtimes(path, now, now); err != nil {
+		return "", err
+	}
+	return path, errors.Join(os.Remove(lock.Name()), b.forget(kind))
+}
+
+// The cache keeps this many files of a kind, and whatever was wanted lately.
+const (
+	keepFiles = 16
+	keepTime  = time.Hour
+)
+
+// forget removes from the cache what was not wanted for the longest time.
+func (b *Builder) forget(kind string) error {
+	found, err := filepath.Glob(filepath.Join(b.Cache, kind+"-*"))
+	if err != nil {
+		return err
+	}
+	used := map[string]time.Time{}
+	for _, path := range found {
+		// Somebody else may be renaming or removing.
+		if info, err := os.Stat(path); err == nil && filepath.Ext(path) != ".lock" {
+			used[path] = info.ModTime()
+		}
+	}
+	paths := slices.SortedFunc(maps.Keys(used), func(a, b string) int { return used[b].Compare(used[a]) })
+	for _, path := range paths[min(keepFiles, len(paths)):] {
+		if time.Since(used[path]) > keepTime {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // hash returns a short digest of values.
