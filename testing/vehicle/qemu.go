@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -168,6 +169,12 @@ func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.It
 
 // Output returns what the guest has written to its first serial port: firmware, GRUB, kernel and /dev/console.
 func (v *VM) Output() string { return v.serial.text() }
+
+// Type sends keys to the first serial port.
+func (v *VM) Type(keys string) error {
+	_, err := io.WriteString(v.serial.conn, keys)
+	return err
+}
 
 // WaitFor waits until the serial output of this boot matches the regular expression and returns match and submatches.
 func (v *VM) WaitFor(ctx context.Context, pattern string) ([]string, error) {
