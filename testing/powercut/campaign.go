@@ -48,11 +48,18 @@ type results []result
 
 // campaign updates a vehicle back and forth, n times, and kills QEMU once in each update.
 func (l *lab) campaign(ctx context.Context, n int, seed uint64) (results, error) {
-	disk, err := l.disk("campaign.img", l.factory)
+	factory, err := l.factory(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return nil, err
+	}
+	disk := filepath.Join(l.dir, "campaign.img")
 	defer os.Remove(disk)
+	if err := vehicle.CopyDisk(disk, factory); err != nil {
+		return nil, err
+	}
 	c := &campaign{
 		lab: l, ctx: ctx, rng: rand.New(rand.NewPCG(seed, 0)), current: oldVersion,
 		machine: vehicle.Machine{Disk: disk, Log: filepath.Join(l.dir, serialFile)},
@@ -60,7 +67,7 @@ func (l *lab) campaign(ctx context.Context, n int, seed uint64) (results, error)
 		length: [phaseCount]time.Duration{5 * time.Second, 10 * time.Second, time.Second, 12 * time.Second},
 	}
 	defer c.kill()
-	if c.image, err = l.intact(); err != nil {
+	if c.image, err = readReference(l, factory); err != nil {
 		return nil, err
 	}
 	if _, err := c.boot(); err != nil {
@@ -79,7 +86,7 @@ func (l *lab) campaign(ctx context.Context, n int, seed uint64) (results, error)
 			}
 			// The next cut shall not suffer from this one.
 			c.kill()
-			if err := vehicle.CopyDisk(disk, l.factory); err != nil {
+			if err := vehicle.CopyDisk(disk, factory); err != nil {
 				return all, err
 			}
 			c.current = oldVersion
@@ -332,9 +339,7 @@ func (rs results) print(w io.Writer) {
 // reference is what a cut disk is compared with.
 type reference struct{ table, loader []byte }
 
-// intact reads the reference from the disk as it comes from the factory.
-func (l *lab) intact() (*reference, error) { return readReference(l, l.factory) }
-
+// readReference reads the reference from an intact disk.
 func readReference(l *lab, disk string) (*reference, error) {
 	m, err := openImage(disk)
 	if err != nil {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -23,8 +25,8 @@ import (
 
 // tally counts what was found, by phase of the update.
 type tally struct {
-	phase                                string
-	writes, judged, distinct, boots, bad int
+	phase                          string
+	writes, judged, booted, failed int
 }
 
 // findings is the result of an exhaustive experiment.
@@ -38,12 +40,7 @@ type findings struct {
 // selects a single state.
 func (l *lab) exhaustive(ctx context.Context, r *recording, only string) (*findings, error) {
 	began := time.Now()
-	m, err := openImage(filepath.Join(l.dir, baseFile))
-	if err != nil {
-		return nil, err
-	}
-	defer m.close()
-	raw, err := mapFile(filepath.Join(l.dir, logFile))
+	raw, err := mapFile(filepath.Join(r.dir, logFile))
 	if err != nil {
 		return nil, err
 	}
@@ -52,116 +49,132 @@ func (l *lab) exhaustive(ctx context.Context, r *recording, only string) (*findi
 	if err != nil {
 		return nil, err
 	}
-	j, err := newJudge(m, l.layout, l.images, r.Journal, l.dir)
-	if err != nil {
-		return nil, err
-	}
-	// First without variants: what the journal says between one flush and the next, and whether the recording is complete.
-	records := map[int]map[string]bool{} // by the number of flushed entries
-	sequence := []string{}
-	last := 0
-	note := func(flushed int) error {
-		rec, err := j.record()
+	open := func() (*judge, error) {
+		m, err := openImage(filepath.Join(r.dir, baseFile))
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if records[flushed] == nil {
-			records[flushed] = map[string]bool{}
-		}
-		records[flushed][rec] = true
-		if n := len(sequence); n == 0 || sequence[n-1] != rec {
-			sequence = append(sequence, rec)
-		}
-		return nil
+		return newJudge(m, l.layout, l.images, r.Journal, r.dir)
 	}
-	if err := note(0); err != nil {
-		return nil, err
-	}
-	err = replay(m, entries, j.matters, false, func(s state) error {
-		if s.flushed != last {
-			// What a window begins with is what the one before ended with.
-			records[s.flushed] = map[string]bool{sequence[len(sequence)-1]: true}
-			last = s.flushed
-		}
-		return note(s.flushed)
-	})
+
+	// First without variants.
+	j, err := open()
 	if err != nil {
 		return nil, err
 	}
-	if err := sameAsFile(m, filepath.Join(l.dir, finalFile)); err != nil {
+	defer j.m.close()
+	journal, err := readJournal(j, entries)
+	if err != nil {
+		return nil, err
+	}
+	if err := sameAsFile(j.m, filepath.Join(r.dir, finalFile)); err != nil {
 		return nil, err
 	}
 	if v, err := j.judge(); err != nil || v.version != newVersion || len(v.faults) > 0 {
 		return nil, fmt.Errorf("the recording does not end with the new version: %+v %w", v, err)
 	}
-	l.logf("%d writes, %d records of the journal", len(entries), len(sequence))
+	l.logf("%d writes, %d records of the journal", len(entries), journal.count)
 
 	// Once more from the start.
-	base, err := openImage(filepath.Join(l.dir, baseFile))
+	if j, err = open(); err != nil {
+		return nil, err
+	}
+	defer j.m.close()
+	s := survey{
+		judge: j, journal: journal, place: phases(r, entries), only: only,
+		boot: func(v *verdict) error { return l.boot(ctx, r.dir, j.m, v) },
+		logf: l.logf,
+	}
+	for _, p := range r.Phases {
+		s.phases = append(s.phases, &tally{phase: p.Name})
+	}
+	err = replay(j.m, entries, j.matters, true, func(st state) error { return cmp.Or(ctx.Err(), s.visit(st)) })
 	if err != nil {
 		return nil, err
 	}
-	defer base.close()
-	if j, err = newJudge(base, l.layout, l.images, r.Journal, l.dir); err != nil {
+	if only != "" && len(s.seen) == 0 {
+		return nil, fmt.Errorf("the recording has no state %s", only)
+	}
+	s.took = time.Since(began)
+	return &s.findings, nil
+}
+
+// history is what the agent's journal said in the course of a recording.
+type history struct {
+	count   int
+	records map[int]map[string]bool // from one flush to the next, by the number of writes flushed
+}
+
+// readJournal replays the writes and reads the journal after each.
+func readJournal(j *judge, entries []entry) (*history, error) {
+	h := &history{count: 1, records: map[int]map[string]bool{}}
+	last, err := j.record()
+	if err != nil {
 		return nil, err
 	}
-	f := &findings{}
-	place := phases(r, entries)
-	for _, p := range r.Phases {
-		f.phases = append(f.phases, &tally{phase: p.Name})
-	}
-	seen := map[string]bool{}
-	visit := func(s state) error {
-		if only != "" && s.name != only {
-			return nil
-		}
-		v, err := j.judge()
+	return h, replay(j.m, entries, j.matters, false, func(s state) error {
+		rec, err := j.record()
 		if err != nil {
 			return err
 		}
-		t := f.phases[place(s.entries-1)]
-		t.judged++
-		if s.plain {
-			t.writes++
+		if h.records[s.flushed] == nil {
+			// What there was before the first write after a flush.
+			h.records[s.flushed] = map[string]bool{last: true}
 		}
-		faults := slices.Clip(v.faults)
-		if !records[s.flushed][v.record] {
-			faults = append(faults, "the agent's journal has neither the old record nor a new one")
+		h.records[s.flushed][rec] = true
+		if rec != last {
+			h.count++
 		}
-		if !seen[v.key] {
-			seen[v.key] = true
-			t.distinct++
-			t.boots++
-			err := l.boot(ctx, base, v)
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if err != nil {
-				faults = append(faults, err.Error())
-			}
-			l.logf("%-22s %-12s kind %s: %s, version %s%s", t.phase, s.name, v.key, v.boots, v.version, failed(faults))
-		}
-		if len(faults) > 0 {
-			t.bad++
-			f.failures = append(f.failures, fmt.Sprintf("%s (%s): %v", s.name, t.phase, errors.New(fmt.Sprint(faults))))
-		}
+		last = rec
 		return nil
-	}
-	if err := replay(base, entries, j.matters, true, visit); err != nil {
-		return nil, err
-	}
-	f.took = time.Since(began)
-	if only != "" && len(seen) == 0 {
-		return nil, fmt.Errorf("the recording has no state %s", only)
-	}
-	return f, nil
+	})
 }
 
-func failed(faults []string) string {
-	if len(faults) == 0 {
-		return ""
+// survey judges one state after the other.
+type survey struct {
+	*judge
+	findings
+	journal *history
+	place   func(int) int        // from the number of a write to that of its phase
+	only    string               // name of the one state to judge
+	boot    func(*verdict) error // boots the disk as it is and compares what happens with what was foretold
+	logf    func(string, ...any)
+	seen    map[string]bool // kinds
+}
+
+func (s *survey) visit(st state) error {
+	if s.only != "" && st.name != s.only {
+		return nil
 	}
-	return fmt.Sprintf(" FAILED: %q", faults)
+	v, err := s.judge.judge()
+	if err != nil {
+		return err
+	}
+	t := s.phases[s.place(st.entries-1)]
+	t.judged++
+	if st.plain {
+		t.writes++
+	}
+	faults := slices.Clip(v.faults)
+	if !s.journal.records[st.flushed][v.record] {
+		faults = append(faults, "the agent's journal has neither the old record nor the new one")
+	}
+	if !s.seen[v.key] {
+		if s.seen == nil {
+			s.seen = map[string]bool{}
+		}
+		s.seen[v.key] = true
+		t.booted++
+		if err := s.boot(v); err != nil {
+			faults = append(faults, err.Error())
+		}
+		s.logf("%-22s %-12s kind %s: %s, version %s %s", t.phase, st.name, v.key, v.boots, v.version, strings.Join(faults, "; "))
+	}
+	if len(faults) > 0 {
+		t.failed++
+		s.failures = append(s.failures, fmt.Sprintf("%s (%s): %s", st.name, t.phase, strings.Join(faults, "; ")))
+	}
+	return nil
 }
 
 // phases returns a function from the number of a write to the number of its phase.
@@ -179,13 +192,13 @@ func phases(r *recording, entries []entry) func(int) int {
 }
 
 // boot boots the disk as it is in an image and compares what happens with what was foretold.
-func (l *lab) boot(ctx context.Context, m *image, want *verdict) error {
-	disk := filepath.Join(l.dir, "state.img")
+func (l *lab) boot(ctx context.Context, dir string, m *image, want *verdict) error {
+	disk := filepath.Join(dir, "state.img")
 	defer os.Remove(disk)
 	if err := m.save(disk); err != nil {
 		return err
 	}
-	v, err := vehicle.Start(ctx, vehicle.Machine{Disk: disk, Log: filepath.Join(l.dir, "states.log")})
+	v, err := vehicle.Start(ctx, vehicle.Machine{Disk: disk, Log: filepath.Join(dir, "states.log")})
 	if err != nil {
 		return err
 	}
@@ -259,20 +272,20 @@ func sameAsFile(m *image, path string) error {
 	return nil
 }
 
-// print writes the table.
+// print writes the table. Of each kind of states one is booted.
 func (f *findings) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "writes\tstates judged\tkinds\tbooted\tfailures\t phase")
-	var total tally
+	fmt.Fprintln(t, "writes\tstates judged\tkinds booted\tfailed\t phase")
+	total := tally{phase: fmt.Sprintf("total, in %v", f.took.Round(time.Second))}
 	for _, p := range f.phases {
-		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t %s\n", p.writes, p.judged, p.distinct, p.boots, p.bad, p.phase)
 		total.writes += p.writes
 		total.judged += p.judged
-		total.distinct += p.distinct
-		total.boots += p.boots
-		total.bad += p.bad
+		total.booted += p.booted
+		total.failed += p.failed
 	}
-	fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t total, in %v\n", total.writes, total.judged, total.distinct, total.boots, total.bad, f.took.Round(time.Second))
+	for _, p := range append(f.phases, &total) {
+		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t %s\n", p.writes, p.judged, p.booted, p.failed, p.phase)
+	}
 	t.Flush()
 	for _, s := range f.failures {
 		fmt.Fprintln(w, "FAILED", s)

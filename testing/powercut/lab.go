@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
 	"sdvbox/testing/ota"
@@ -28,8 +26,8 @@ const bootTime = 2 * time.Minute
 // lab is what all experiments need: lean vehicles, bundles for them, and a server for the bundles.
 type lab struct {
 	dir     string // for disks
+	builder *vehicle.Builder
 	layout  vehicle.Layout
-	factory string            // disk as from the factory, in the cache
 	images  map[string]string // file system images by version
 	bundles map[string]string // files by version
 	url     string            // of the bundle server, as the vehicle sees it; a file name comes behind it
@@ -43,7 +41,7 @@ func newLab(ctx context.Context, dir string, logf func(string, ...any)) (*lab, e
 		return nil, err
 	}
 	b.Logf = logf
-	l := &lab{dir: dir, images: map[string]string{}, bundles: map[string]string{}, logf: logf}
+	l := &lab{dir: dir, builder: b, images: map[string]string{}, bundles: map[string]string{}, logf: logf}
 	for _, v := range []string{oldVersion, newVersion, spareVersion} {
 		if l.images[v], err = b.Lean(ctx, v); err != nil {
 			return nil, err
@@ -52,16 +50,22 @@ func newLab(ctx context.Context, dir string, logf func(string, ...any)) (*lab, e
 			return nil, err
 		}
 	}
-	d := vehicle.Disk{A: l.images[oldVersion], B: l.images[spareVersion], NoRescue: true, Sizes: map[string]int64{
-		"root_a": vehicle.LeanSlotSize, "root_b": vehicle.LeanSlotSize, "data": 128 << 20, "rescue": 1 << 20,
-	}}
-	if l.factory, err = b.Disk(ctx, d); err != nil {
-		return nil, err
-	}
-	if l.layout, err = b.Layout(d); err != nil {
+	if l.layout, err = b.Layout(l.spec(nil)); err != nil {
 		return nil, err
 	}
 	return l, l.serve()
+}
+
+// spec describes a disk with the old version in slot A and another one in slot B.
+func (l *lab) spec(env map[string]string) vehicle.Disk {
+	return vehicle.Disk{A: l.images[oldVersion], B: l.images[spareVersion], Env: env, NoRescue: true, Sizes: map[string]int64{
+		"root_a": vehicle.LeanSlotSize, "root_b": vehicle.LeanSlotSize, "data": 128 << 20, "rescue": 1 << 20,
+	}}
+}
+
+// factory returns a disk that has never booted, in the cache.
+func (l *lab) factory(ctx context.Context, env map[string]string) (string, error) {
+	return l.builder.Disk(ctx, l.spec(env))
 }
 
 // serve starts a server that has the bundle of each version as VERSION.raucb.
@@ -85,15 +89,6 @@ func (l *lab) close() { l.server.Close() }
 
 // bundle returns where the vehicle finds the bundle of a version.
 func (l *lab) bundle(version string) string { return l.url + version + ".raucb" }
-
-// disk makes a copy of a disk in the lab's directory.
-func (l *lab) disk(name, from string) (string, error) {
-	path := filepath.Join(l.dir, name)
-	if err := os.MkdirAll(l.dir, 0o755); err != nil {
-		return "", err
-	}
-	return path, vehicle.CopyDisk(path, from)
-}
 
 // booted is what a boot has shown on the serial port.
 type booted struct {

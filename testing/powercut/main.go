@@ -6,11 +6,12 @@
 //
 //	go run ./testing/powercut -n 30 -seed 1
 //
-// With -exhaustive it records all writes to the disk of one update and judges every state of the disk that a power cut could
-// have left, a lost cache of the disk included. One state of each kind that the boot loader could tell apart is booted:
+// With -exhaustive it records all writes to the disk of one update, once with a boot environment in one sector and once with one
+// in two, and judges every state of the disk that a power cut could have left, a lost cache of the disk included. One state of
+// each kind that the boot loader could tell apart is booted:
 //
-//	go run ./testing/powercut -exhaustive [-dir DIR]           keep the recording in DIR
-//	go run ./testing/powercut -exhaustive -dir DIR -state p7   only that state, of the recording that is there
+//	go run ./testing/powercut -exhaustive [-dir DIR]                 keep the recordings in DIR
+//	go run ./testing/powercut -exhaustive -dir DIR -state long:p7    only that state, of a recording that is there
 package main
 
 import (
@@ -21,6 +22,8 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -39,7 +42,7 @@ func run(ctx context.Context) error {
 	seed := flag.Uint64("seed", 1, "chooses the moments")
 	all := flag.Bool("exhaustive", false, "record one update and judge every cut of it")
 	dir := flag.String("dir", "", "directory for disks and recording, kept; default: a temporary one")
-	only := flag.String("state", "", "judge and boot only this state")
+	only := flag.String("state", "", "judge and boot only this state, such as short:p7")
 	flag.Parse()
 	if flag.NArg() > 0 || *n < 1 {
 		return errors.New("expected no arguments, and at least one cut; see -h")
@@ -65,20 +68,28 @@ func run(ctx context.Context) error {
 		results.print(os.Stdout)
 		return err
 	}
-	r, err := loadRecording(*dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		r, err = l.record(ctx)
+	failures := 0
+	for _, env := range []string{"short", "long"} {
+		if *only != "" && !strings.HasPrefix(*only, env+":") {
+			continue
+		}
+		r, err := loadRecording(filepath.Join(*dir, env))
+		if errors.Is(err, fs.ErrNotExist) {
+			r, err = l.record(ctx, env)
+		}
+		if err != nil {
+			return err
+		}
+		f, err := l.exhaustive(ctx, r, strings.TrimPrefix(*only, env+":"))
+		if err != nil {
+			return err
+		}
+		fmt.Printf("\nwith a %s boot environment\n", env)
+		f.print(os.Stdout)
+		failures += len(f.failures)
 	}
-	if err != nil {
-		return err
-	}
-	f, err := l.exhaustive(ctx, r, *only)
-	if err != nil {
-		return err
-	}
-	f.print(os.Stdout)
-	if len(f.failures) > 0 {
-		return fmt.Errorf("%d states fail", len(f.failures))
+	if failures > 0 {
+		return fmt.Errorf("%d states fail", failures)
 	}
 	return nil
 }

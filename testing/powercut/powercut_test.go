@@ -53,18 +53,20 @@ func TestKilledVehicleEndsItsUpdateEachTime(t *testing.T) {
 func TestNoCutOfAnUpdateDoesHarm(t *testing.T) {
 	long(t)
 	l := newTestLab(t)
-	r, err := l.record(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := l.exhaustive(t.Context(), r, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var table strings.Builder
-	f.print(&table)
-	t.Logf("\n%s", table.String())
-	if len(f.failures) > 0 {
-		t.Errorf("%d states fail", len(f.failures))
+	for _, env := range []string{"short", "long"} {
+		r, err := l.record(t.Context(), env)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := l.exhaustive(t.Context(), r, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var table strings.Builder
+		f.print(&table)
+		t.Logf("with a %s boot environment\n%s", env, table.String())
+		if len(f.failures) > 0 {
+			t.Errorf("%d states fail", len(f.failures))
+		}
 	}
 }

@@ -20,8 +20,9 @@ import (
 // journalPath is where the agent keeps its journal, below /data.
 const journalPath = "/sdvbox/self-update-agent/journal"
 
-// recording is the disk before an update and all writes of it. Files are in the directory of the recording.
+// recording is the disk before an update and all writes of it, in files of its directory.
 type recording struct {
+	dir     string
 	Journal []extent
 	Phases  []phase
 }
@@ -45,40 +46,56 @@ func loadRecording(dir string) (*recording, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := new(recording)
+	r := &recording{dir: dir}
 	if err := json.Unmarshal(data, r); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, recordingFile), err)
 	}
 	return r, nil
 }
 
-// record updates a vehicle from the old version to the new one and records the writes to its disk.
-func (l *lab) record(ctx context.Context) (*recording, error) {
-	base, err := l.disk(baseFile, l.factory)
+// environments are those that a vehicle may have before the update: one that fits in a sector of the disk, as usual, and one
+// that fills two, which are not written at once.
+var environments = map[string]map[string]string{
+	"short": nil,
+	"long": {
+		"ORDER": "SDV_A SDV_B", "SDV_A_OK": "1", "SDV_A_TRY": "0", "SDV_B_OK": "0", "SDV_B_TRY": "0", "SDV_GOOD": "SDV_A",
+		"SDV_WHY":  "SDV_B " + strings.Repeat("was not well; ", 8),
+		"SDV_ARGS": "sdvbox.none=" + strings.Repeat("0123456789", 35),
+	},
+}
+
+// record updates a vehicle with such an environment from the old version to the new one and records the writes to its disk.
+func (l *lab) record(ctx context.Context, env string) (*recording, error) {
+	factory, err := l.factory(ctx, environments[env])
 	if err != nil {
 		return nil, err
 	}
-	serial := filepath.Join(l.dir, serialFile)
+	r := &recording{dir: filepath.Join(l.dir, env)}
+	if err := os.MkdirAll(r.dir, 0o755); err != nil {
+		return nil, err
+	}
+	file := func(name string) string { return filepath.Join(r.dir, name) }
+	if err := vehicle.CopyDisk(file(baseFile), factory); err != nil {
+		return nil, err
+	}
 	l.logf("first boot of the vehicle")
-	if err := l.settle(ctx, vehicle.Machine{Disk: base, Log: serial}); err != nil {
+	if err := l.settle(ctx, vehicle.Machine{Disk: file(baseFile), Log: file(serialFile)}); err != nil {
 		return nil, err
 	}
-	r := new(recording)
-	if r.Journal, err = l.blocks(ctx, base, journalPath); err != nil {
+	if r.Journal, err = l.blocks(ctx, file(baseFile), journalPath); err != nil {
 		return nil, err
 	}
-	final, err := l.disk(finalFile, base)
-	if err != nil {
+	if err := vehicle.CopyDisk(file(finalFile), file(baseFile)); err != nil {
 		return nil, err
 	}
-	if err := l.update(ctx, r, vehicle.Machine{Disk: final, Log: serial, WriteLog: filepath.Join(l.dir, logFile)}); err != nil {
+	if err := l.update(ctx, r, vehicle.Machine{Disk: file(finalFile), Log: file(serialFile), WriteLog: file(logFile)}); err != nil {
 		return nil, err
 	}
 	data, err := json.MarshalIndent(r, "", "\t")
 	if err != nil {
 		return nil, err
 	}
-	return r, os.WriteFile(filepath.Join(l.dir, recordingFile), append(data, '\n'), 0o644)
+	return r, os.WriteFile(file(recordingFile), append(data, '\n'), 0o644)
 }
 
 // settle boots a vehicle for the first time and ends it with clean file systems.

@@ -14,6 +14,7 @@ import (
 //	p7+9    the first 7, all that was flushed, and number 9 alone
 //	p7/3    the first 7 and the first 3 sectors of number 7
 //	p7/-3   the first 7 and the last 3 sectors of number 7
+//	p7+9/3  the first 7, all that was flushed, and the first 3 sectors of number 9
 type state struct {
 	name    string
 	entries int // at most these have been written
@@ -80,6 +81,11 @@ func (w window) alone() error {
 		if fua := e.flags&flagFUA != 0; !fua && !w.matters(e) {
 			continue
 		}
+		if w.matters(e) {
+			if err := w.torn(fmt.Sprintf("p%d+%d", w.start, k), k); err != nil {
+				return err
+			}
+		}
 		before := w.m.write(e.off, e.content())
 		if w.matters(e) {
 			if err := w.visit(state{fmt.Sprintf("p%d+%d", w.start, k), k + 1, w.start, false}); err != nil {
@@ -105,7 +111,7 @@ func (w window) all(variants bool) error {
 		e := w.entries[i]
 		data := e.content()
 		if variants && w.matters(e) {
-			if err := w.torn(i, data); err != nil {
+			if err := w.torn(fmt.Sprintf("p%d", i), i); err != nil {
 				return err
 			}
 		}
@@ -138,16 +144,16 @@ func (w window) all(variants bool) error {
 	return nil
 }
 
-// torn visits the states with a part of the next write: sectors are written as a whole, but not all at once.
-func (w window) torn(i int, data []byte) error {
-	off := w.entries[i].off
+// torn visits the states with a part of a write that is not applied yet: sectors are written as a whole, but not all at once.
+func (w window) torn(name string, i int) error {
+	off, data := w.entries[i].off, w.entries[i].content()
 	for cut := int64(unit); cut < int64(len(data)); cut += unit {
 		for _, part := range []struct {
 			name     string
 			from, to int64
 		}{
-			{fmt.Sprintf("p%d/%d", i, cut/unit), 0, cut},
-			{fmt.Sprintf("p%d/-%d", i, (int64(len(data))-cut)/unit), cut, int64(len(data))},
+			{fmt.Sprintf("%s/%d", name, cut/unit), 0, cut},
+			{fmt.Sprintf("%s/-%d", name, (int64(len(data))-cut)/unit), cut, int64(len(data))},
 		} {
 			if bytes.Equal(w.m.data[off+part.from:off+part.to], data[part.from:part.to]) {
 				continue

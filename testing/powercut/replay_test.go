@@ -4,11 +4,11 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -63,12 +63,12 @@ func TestReplayVisitsEveryStateOfACut(t *testing.T) {
 			"p2 a.....", "p3 ab....",
 		}},
 		{"several sectors", []entry{put(1, "ab")}, []string{
-			"p0+0 .ab...",
+			"p0+0/1 .a....", "p0+0/-1 ..b...", "p0+0 .ab...",
 			"p0/1 .a....", "p0/-1 ..b...",
 			"p1 .ab...",
 		}},
 		{"an overlap", []entry{put(0, "ab"), put(1, "c")}, []string{
-			"p0+0 ab....", "p0+1 .c....",
+			"p0+0/1 a.....", "p0+0/-1 .b....", "p0+0 ab....", "p0+1 .c....",
 			"p0/1 a.....", "p0/-1 .b....",
 			"p1 ab....",
 			"p2 ac....", "p2-0 .c....",
@@ -124,30 +124,42 @@ func TestReplayedStatesAreWhatTheirNamesSay(t *testing.T) {
 		err := replay(m, entries, func(e entry) bool { return e.size > 0 }, true, func(s state) error {
 			want := bytes.Clone(base)
 			apply := func(k int, from, to int64) { copy(want[entries[k].off+from:], entries[k].content()[from:to]) }
-			var n, k int
-			var part int64
-			var kind rune
-			fmt.Sscanf(s.name, "p%d%c%d", &n, &kind, &k)
-			for i := range n {
-				if kind != '-' || i != k {
+			numbers := strings.FieldsFunc(s.name, func(r rune) bool { return strings.ContainsRune("p+-/", r) })
+			number := func(i int) int {
+				n, err := strconv.Atoi(numbers[i])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			head, tear, torn := strings.Cut(s.name, "/")
+			dropped, last := -1, number(0)
+			switch {
+			case strings.Contains(head, "-"):
+				dropped, last = number(1), -1
+			case strings.Contains(head, "+"):
+				last = number(1)
+			case !torn:
+				last = -1
+			}
+			for i := range number(0) {
+				if i != dropped {
 					apply(i, 0, entries[i].size)
 				}
 			}
-			switch kind {
-			case '+':
-				for i := n; i < k; i++ {
-					if entries[i].flags == flagFUA {
-						apply(i, 0, entries[i].size)
-					}
+			for i := number(0); i < last; i++ {
+				if entries[i].flags == flagFUA {
+					apply(i, 0, entries[i].size)
 				}
-				apply(k, 0, entries[k].size)
-			case '/':
-				part = int64(k) * unit
-				if part > 0 {
-					apply(n, 0, part)
-				} else {
-					apply(n, entries[n].size+part, entries[n].size)
+			}
+			if last >= 0 {
+				from, to := int64(0), entries[last].size
+				if n, err := strconv.ParseInt(tear, 10, 64); n < 0 {
+					from = to + n*unit
+				} else if err == nil {
+					to = n * unit
 				}
+				apply(last, from, to)
 			}
 			if !bytes.Equal(want, m.data) {
 				t.Fatalf("seed %d, %s: got %s, want %s", seed, s.name, show(m), show(newImage(want)))
