@@ -122,7 +122,8 @@ func (v *VM) args() ([]string, error) {
 	if kvm() {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
 	} else {
-		// A large translation buffer makes resets slow.
+		// A large translation buffer makes resets slow. After cmpxchg16b QEMU 7.2 sometimes leaves garbage in the flags, and
+		// Linux 6.12 dies of it with a double fault in kmalloc; without it the kernel goes another way.
 		args = append(args, "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,cx16=off")
 	}
 	args = append(args, "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot", "-bios", ovmf)
