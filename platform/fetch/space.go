@@ -48,7 +48,11 @@ func (d *download) noSpace(need, has int64) error {
 	if d.Reserve > 0 {
 		reserve = fmt.Sprintf(" beside a reserve of %d", d.Reserve)
 	}
-	return fmt.Errorf("not enough space in %s: needs %d bytes, has %d%s", filepath.Dir(d.Path), need, max(0, has), reserve)
+	needs := ""
+	if need > 0 { // else not known yet
+		needs = fmt.Sprintf("needs %d bytes, ", need)
+	}
+	return fmt.Errorf("not enough space in %s: %shas %d%s", filepath.Dir(d.Path), needs, max(0, has), reserve)
 }
 
 // explain turns the error of a full disk into numbers.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"sdvbox/platform/fetch"
@@ -104,7 +105,11 @@ func (n *notes) holds(s Slot) bool {
 func (b *Backend) reject(ctx context.Context, source string, n *notes) string {
 	bundle, err := b.System.Inspect(ctx, source)
 	if err != nil {
-		return "Bundle verification failed: " + err.Error()
+		why := "Bundle verification failed: " + err.Error()
+		if strings.Contains(why, "Invalid bundle format") {
+			why += " (the file is cut short, or it is no bundle)"
+		}
+		return why
 	}
 	if bundle.Version != n.Version {
 		b.Log.Warn("bundle has another version than was requested", "bundle", bundle.Version, "requested", n.Version)
