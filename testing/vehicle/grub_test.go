@@ -329,6 +329,7 @@ func TestGRUBChoosesAsTheModelSays(t *testing.T) {
 // grubDisk returns a disk without slots and rescue system. A script, if there is one, replaces grub.cfg.
 func grubDisk(t *testing.T, env map[string]string, script string) (disk string, grubenv Partition) {
 	t.Helper()
+	need(t, "qemu-system-x86_64", "grub-mkimage", "sgdisk", "mkfs.vfat", "mcopy")
 	ctx := t.Context()
 	l, err := ReadLayout("../../wks/qemux86-64.wks", map[string]int64{"root_a": 1 << 20, "root_b": 1 << 20, "data": 1 << 20})
 	if err != nil {
@@ -412,6 +413,20 @@ func sameState(a, b slots.State) bool {
 }
 
 func readable(block []byte) string { return strings.TrimRight(string(block), "#\x00") }
+
+// need skips a test for which the host lacks programs, unless it must not be skipped.
+func need(t *testing.T, programs ...string) {
+	t.Helper()
+	for _, p := range programs {
+		if _, err := lookPath(p); err == nil {
+			continue
+		} else if os.Getenv("SDVBOX_REQUIRE") == "1" {
+			t.Fatal(err)
+		} else {
+			t.Skip(err)
+		}
+	}
+}
 
 // builder returns a builder that tells the test what it does.
 func builder(t *testing.T) *Builder {

@@ -83,6 +83,7 @@ func TestGRUBNumbersPartitionsAsTheLayout(t *testing.T) {
 }
 
 func TestPartitionTableIsValid(t *testing.T) {
+	need(t, "sgdisk")
 	l, err := ReadLayout("../../wks/qemux86-64.wks", map[string]int64{"root_a": 64 << 20, "root_b": 64 << 20})
 	if err != nil {
 		t.Fatal(err)
