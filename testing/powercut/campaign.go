@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -67,7 +66,7 @@ func (l *lab) campaign(ctx context.Context, n int, seed uint64) (results, error)
 		length: [phaseCount]time.Duration{5 * time.Second, 10 * time.Second, time.Second, 12 * time.Second},
 	}
 	defer c.kill()
-	if c.image, err = readReference(l, factory); err != nil {
+	if c.intact, err = c.reference(factory); err != nil {
 		return nil, err
 	}
 	if _, err := c.boot(); err != nil {
@@ -107,7 +106,7 @@ type campaign struct {
 	ctx     context.Context
 	rng     *rand.Rand
 	machine vehicle.Machine
-	image   *reference
+	intact  *reference
 	current string // version that runs
 	length  [phaseCount]time.Duration
 	vm      *vehicle.VM
@@ -179,28 +178,32 @@ func (c *campaign) run(r *result, target string, share float64) error {
 	id := fmt.Sprintf("cut-%d", r.number)
 	ctx, cancel := context.WithTimeout(c.ctx, 10*time.Minute)
 	defer cancel()
-	if f, err := c.driver.Update(ctx, id, target, c.bundle(target)); err != nil || f.Failed() {
-		return fmt.Errorf("desired state: %s %w", f.Detail(), err)
+	if err := unless(c.driver.Update(ctx, id, target, c.bundle(target))); err != nil {
+		return fmt.Errorf("desired state: %w", err)
 	}
 	for p, command := range []string{updateproto.CommandDownload, updateproto.CommandUpdate, updateproto.CommandActivate} {
-		limit := time.Duration(0)
-		if p == r.phase {
-			limit = max(time.Millisecond, time.Duration(share*float64(c.length[p])))
-		}
 		began := time.Now()
-		f, err := c.step(ctx, id, command, limit)
-		if p == r.phase {
-			r.after, r.progress = time.Since(began), c.last
-			if err := c.cut(r); err != nil {
+		if p != r.phase {
+			if err := c.step(ctx, id, command); err != nil {
 				return err
 			}
-			// The manager finds the agent silent and repeats its command.
-			f, err = c.step(ctx, id, command, 0)
-		} else {
 			c.length[p] = time.Since(began)
+			continue
 		}
-		if err != nil || f.Failed() {
-			return fmt.Errorf("%s: %s %w", command, f.Detail(), err)
+		until, cancel := context.WithTimeout(ctx, time.Duration(share*float64(c.length[p])))
+		err := c.step(until, id, command)
+		if until.Err() == nil && err != nil {
+			cancel()
+			return err
+		}
+		cancel()
+		r.after, r.progress = time.Since(began), c.last
+		if err := c.cut(r); err != nil {
+			return err
+		}
+		// The manager finds the agent silent and repeats its command.
+		if err := c.step(ctx, id, command); err != nil {
+			return err
 		}
 	}
 	running, err := c.driver.Version(ctx)
@@ -212,20 +215,18 @@ func (c *campaign) run(r *result, target string, share float64) error {
 			return err
 		}
 	}
-	if _, err := c.step(ctx, id, updateproto.CommandCleanup, 0); err != nil {
-		return fmt.Errorf("the activity does not end: %w", err)
+	if err := c.step(ctx, id, updateproto.CommandCleanup); err != nil {
+		return err
 	}
 	return c.check(ctx, r, target)
 }
 
-// step sends a command and waits for its answer; with a limit at most so long.
-func (c *campaign) step(ctx context.Context, id, command string, limit time.Duration) (ota.Feedback, error) {
-	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
+// step sends a command and waits for its success.
+func (c *campaign) step(ctx context.Context, id, command string) error {
+	if err := unless(c.driver.Step(ctx, id, command)); err != nil {
+		return fmt.Errorf("%s: %w", command, err)
 	}
-	return c.driver.Step(ctx, id, command)
+	return nil
 }
 
 // reboot starts the new version for the first time.
@@ -270,7 +271,7 @@ func bootProgress(output string) string {
 // cut cuts the power, judges what is left on the disk, and switches the vehicle on again.
 func (c *campaign) cut(r *result) error {
 	c.kill()
-	v, err := c.image.judge(c.lab, c.machine.Disk)
+	v, err := c.judge()
 	if err != nil {
 		return err
 	}
@@ -289,6 +290,30 @@ func (c *campaign) cut(r *result) error {
 	return nil
 }
 
+// reference reads what a cut disk is compared with.
+func (c *campaign) reference(disk string) (*reference, error) {
+	m, err := openImage(disk)
+	if err != nil {
+		return nil, err
+	}
+	defer m.close()
+	return newReference(m, c.layout)
+}
+
+// judge judges the disk of the vehicle.
+func (c *campaign) judge() (*verdict, error) {
+	m, err := openImage(c.machine.Disk)
+	if err != nil {
+		return nil, err
+	}
+	defer m.close()
+	j, err := newJudge(m, c.intact, c.layout, c.images, nil, c.dir)
+	if err != nil {
+		return nil, err
+	}
+	return j.judge()
+}
+
 // check looks at what the update has come to.
 func (c *campaign) check(ctx context.Context, r *result, target string) error {
 	var err error
@@ -301,7 +326,7 @@ func (c *campaign) check(ctx context.Context, r *result, target string) error {
 	if r.end = c.ends[0]; r.end != updateproto.StatusComplete || r.version2 != target {
 		return fmt.Errorf("the update to version %s has ended with %s, version %s runs", target, r.end, r.version2)
 	}
-	v, err := c.image.judge(c.lab, c.machine.Disk)
+	v, err := c.judge()
 	if err != nil {
 		return err
 	}
@@ -334,49 +359,4 @@ func (rs results) print(w io.Writer) {
 			fmt.Fprintf(w, "FAILED %d: %v\n", r.number, r.err)
 		}
 	}
-}
-
-// reference is what a cut disk is compared with.
-type reference struct{ table, loader []byte }
-
-// readReference reads the reference from an intact disk.
-func readReference(l *lab, disk string) (*reference, error) {
-	m, err := openImage(disk)
-	if err != nil {
-		return nil, err
-	}
-	defer m.close()
-	j := &judge{m: m, layout: l.layout}
-	files, err := j.files("boot", bootFiles...)
-	if err != nil {
-		return nil, err
-	}
-	size := len(m.data)
-	r := &reference{table: bytes.Clone(m.data[:34*unit])}
-	r.table = append(r.table, m.data[size-33*unit:]...)
-	for _, name := range bootFiles {
-		r.loader = append(r.loader, files[name]...)
-	}
-	return r, nil
-}
-
-// judge judges a disk.
-func (r *reference) judge(l *lab, disk string) (*verdict, error) {
-	now, err := readReference(l, disk)
-	if err != nil {
-		return nil, err
-	}
-	if !bytes.Equal(now.table, r.table) || !bytes.Equal(now.loader, r.loader) {
-		return nil, errors.New("partition table or boot loader have changed")
-	}
-	m, err := openImage(disk)
-	if err != nil {
-		return nil, err
-	}
-	defer m.close()
-	j, err := newJudge(m, l.layout, l.images, nil, l.dir)
-	if err != nil {
-		return nil, err
-	}
-	return j.judge()
 }

@@ -25,8 +25,8 @@ import (
 
 // tally counts what was found, by phase of the update.
 type tally struct {
-	phase                          string
-	writes, judged, booted, failed int
+	phase                                 string
+	writes, judged, kinds, booted, failed int
 }
 
 // findings is the result of an exhaustive experiment.
@@ -36,9 +36,9 @@ type findings struct {
 	took     time.Duration
 }
 
-// exhaustive judges every state that a power cut during the recorded update may leave, and boots one of each kind. A name
+// exhaustive judges every state that a power cut during the recorded update may leave, and may boot one of each kind. A name
 // selects a single state.
-func (l *lab) exhaustive(ctx context.Context, r *recording, only string) (*findings, error) {
+func (l *lab) exhaustive(ctx context.Context, r *recording, only string, boot bool) (*findings, error) {
 	began := time.Now()
 	raw, err := mapFile(filepath.Join(r.dir, logFile))
 	if err != nil {
@@ -54,7 +54,11 @@ func (l *lab) exhaustive(ctx context.Context, r *recording, only string) (*findi
 		if err != nil {
 			return nil, err
 		}
-		return newJudge(m, l.layout, l.images, r.Journal, r.dir)
+		intact, err := newReference(m, l.layout)
+		if err != nil {
+			return nil, err
+		}
+		return newJudge(m, intact, l.layout, r.Images, r.Journal, r.dir)
 	}
 
 	// First without variants.
@@ -70,8 +74,12 @@ func (l *lab) exhaustive(ctx context.Context, r *recording, only string) (*findi
 	if err := sameAsFile(j.m, filepath.Join(r.dir, finalFile)); err != nil {
 		return nil, err
 	}
-	if v, err := j.judge(); err != nil || v.version != newVersion || len(v.faults) > 0 {
-		return nil, fmt.Errorf("the recording does not end with the new version: %+v %w", v, err)
+	v, err := j.judge()
+	if err != nil {
+		return nil, err
+	}
+	if v.version != newVersion || len(v.faults) > 0 {
+		return nil, fmt.Errorf("the recording ends with version %q of %s, %q", v.version, v.boots, v.faults)
 	}
 	l.logf("%d writes, %d records of the journal", len(entries), journal.count)
 
@@ -80,15 +88,14 @@ func (l *lab) exhaustive(ctx context.Context, r *recording, only string) (*findi
 		return nil, err
 	}
 	defer j.m.close()
-	s := survey{
-		judge: j, journal: journal, place: phases(r, entries), only: only,
-		boot: func(v *verdict) error { return l.boot(ctx, r.dir, j.m, v) },
-		logf: l.logf,
+	s := survey{judge: j, journal: journal, place: phases(r, entries), only: only, logf: l.logf}
+	if boot {
+		s.boot = func(v *verdict) error { return l.boot(ctx, r.dir, j.m, v) }
 	}
 	for _, p := range r.Phases {
 		s.phases = append(s.phases, &tally{phase: p.Name})
 	}
-	err = replay(j.m, entries, j.matters, true, func(st state) error { return cmp.Or(ctx.Err(), s.visit(st)) })
+	err = replay(j.m, entries, j.weigh, true, func(st state) error { return cmp.Or(ctx.Err(), s.visit(st)) })
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +119,7 @@ func readJournal(j *judge, entries []entry) (*history, error) {
 	if err != nil {
 		return nil, err
 	}
-	return h, replay(j.m, entries, j.matters, false, func(s state) error {
+	return h, replay(j.m, entries, j.weigh, false, func(s state) error {
 		rec, err := j.record()
 		if err != nil {
 			return err
@@ -137,7 +144,7 @@ type survey struct {
 	journal *history
 	place   func(int) int        // from the number of a write to that of its phase
 	only    string               // name of the one state to judge
-	boot    func(*verdict) error // boots the disk as it is and compares what happens with what was foretold
+	boot    func(*verdict) error // boots the disk as it is and compares what happens with what was foretold; nil: no boots
 	logf    func(string, ...any)
 	seen    map[string]bool // kinds
 }
@@ -164,9 +171,12 @@ func (s *survey) visit(st state) error {
 			s.seen = map[string]bool{}
 		}
 		s.seen[v.key] = true
-		t.booted++
-		if err := s.boot(v); err != nil {
-			faults = append(faults, err.Error())
+		t.kinds++
+		if s.boot != nil {
+			t.booted++
+			if err := s.boot(v); err != nil {
+				faults = append(faults, err.Error())
+			}
 		}
 		s.logf("%-22s %-12s kind %s: %s, version %s %s", t.phase, st.name, v.key, v.boots, v.version, strings.Join(faults, "; "))
 	}
@@ -222,8 +232,7 @@ func (l *lab) settled(disk, slot string) error {
 		return err
 	}
 	defer m.close()
-	j := &judge{m: m, layout: l.layout, scratch: l.dir}
-	st, copies, err := j.state()
+	st, copies, err := readEnv(m, l.layout, l.dir)
 	if err != nil {
 		return err
 	}
@@ -272,19 +281,20 @@ func sameAsFile(m *image, path string) error {
 	return nil
 }
 
-// print writes the table. Of each kind of states one is booted.
+// print writes the table.
 func (f *findings) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "writes\tstates judged\tkinds booted\tfailed\t phase")
+	fmt.Fprintln(t, "writes\tstates judged\tkinds\tbooted\tfailed\t phase")
 	total := tally{phase: fmt.Sprintf("total, in %v", f.took.Round(time.Second))}
 	for _, p := range f.phases {
 		total.writes += p.writes
 		total.judged += p.judged
+		total.kinds += p.kinds
 		total.booted += p.booted
 		total.failed += p.failed
 	}
 	for _, p := range append(f.phases, &total) {
-		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t %s\n", p.writes, p.judged, p.booted, p.failed, p.phase)
+		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t %s\n", p.writes, p.judged, p.kinds, p.booted, p.failed, p.phase)
 	}
 	t.Flush()
 	for _, s := range f.failures {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"sdvbox/platform/bootenv"
 	"sdvbox/platform/durable"
@@ -38,10 +39,7 @@ type judge struct {
 	table, esp, env, agent []*region
 	slots                  map[string]*region           // by boot name
 	whole                  map[string]map[uint64]string // by boot name: the sums of complete contents, with their versions
-	intact                 struct {
-		table  uint64            // sum
-		loader map[string][]byte // files of the boot partition
-	}
+	intact                 *reference
 
 	verdicts map[[5]uint64]*verdict // by sums of table, ESP, environment, slots
 	records  map[uint64]string      // by sum of the journal
@@ -50,17 +48,34 @@ type judge struct {
 // bootFiles are what the firmware and GRUB read from the boot partition.
 var bootFiles = []string{"EFI/BOOT/BOOTX64.EFI", "grub/grub.cfg", "grub/sdvbox.cfg"}
 
-// newJudge makes a judge of a disk that is intact now, apart from its slots and its boot environment. The slots may hold the
-// named file system images, journal is where the agent's journal is.
-func newJudge(m *image, l vehicle.Layout, images map[string]string, journal []extent, scratch string) (*judge, error) {
+// reference is what no update may change.
+type reference struct {
+	table  []byte            // partition table, at both ends of the disk
+	loader map[string][]byte // boot files
+}
+
+func newReference(m *image, l vehicle.Layout) (*reference, error) {
+	loader, err := readFAT(m, l, "boot", bootFiles...)
+	return &reference{table(m), loader}, err
+}
+
+// tableSize is the size of the partition table at the end of the disk; at its start there is an MBR in front.
+const tableSize = 33 * unit
+
+func table(m *image) []byte {
+	return slices.Concat(m.data[:unit+tableSize], m.data[len(m.data)-tableSize:])
+}
+
+// newJudge makes a judge of the disk in m. The slots may hold the named file system images, journal is where the agent's
+// journal is.
+func newJudge(m *image, intact *reference, l vehicle.Layout, images map[string]string, journal []extent, scratch string) (*judge, error) {
 	j := &judge{
-		m: m, layout: l, journal: journal, scratch: scratch,
+		m: m, intact: intact, layout: l, journal: journal, scratch: scratch,
 		slots: map[string]*region{}, whole: map[string]map[uint64]string{},
 		verdicts: map[[5]uint64]*verdict{}, records: map[uint64]string{},
 	}
 	size := int64(len(m.data))
-	j.table = []*region{m.watch(0, 34*unit), m.watch(size-33*unit, size)}
-	j.intact.table = sum(j.table)
+	j.table = []*region{m.watch(0, unit+tableSize), m.watch(size-tableSize, size)}
 	for name, to := range map[string]*[]*region{"boot": &j.esp, "grubenv": &j.env} {
 		p, err := l.Partition(name)
 		if err != nil {
@@ -93,9 +108,7 @@ func newJudge(m *image, l vehicle.Layout, images map[string]string, journal []ex
 		}
 		j.whole[slots.Names[i]] = whole
 	}
-	var err error
-	j.intact.loader, err = j.files("boot", bootFiles...)
-	return j, err
+	return j, nil
 }
 
 // sum combines the sums of regions.
@@ -106,16 +119,21 @@ func sum(regions []*region) (s uint64) {
 	return s
 }
 
-// matters reports whether a write touches what decides about the boot or belongs to the agent's journal.
-func (j *judge) matters(e entry) bool {
+// weigh says how closely a write is to be looked at: most of all where it touches what decides about the boot, or the agent's
+// journal.
+func (j *judge) weigh(e entry) weight {
+	touches := func(r *region) bool { return e.size > 0 && e.overlaps(r.from, r.to) }
 	for _, list := range [][]*region{j.table, j.esp, j.env, j.agent} {
-		for _, r := range list {
-			if e.size > 0 && e.overlaps(r.from, r.to) {
-				return true
-			}
+		if slices.ContainsFunc(list, touches) {
+			return torn
 		}
 	}
-	return false
+	for _, r := range j.slots {
+		if touches(r) {
+			return heavy
+		}
+	}
+	return light
 }
 
 // judge returns what the disk is worth as it is now.
@@ -149,11 +167,11 @@ func (j *judge) judge() (*verdict, error) {
 func (j *judge) boot(v *verdict) error {
 	fault := func(format string, args ...any) { v.faults = append(v.faults, fmt.Sprintf(format, args...)) }
 	h := sha256.New()
-	if sum(j.table) != j.intact.table {
+	if now := table(j.m); !bytes.Equal(now, j.intact.table) {
 		fault("the partition table has changed")
-		fmt.Fprintf(h, "table %x", sum(j.table))
+		h.Write(now)
 	}
-	loader, err := j.files("boot", bootFiles...)
+	loader, err := readFAT(j.m, j.layout, "boot", bootFiles...)
 	if err != nil {
 		fault("boot partition: %v", err)
 	}
@@ -169,7 +187,7 @@ func (j *judge) boot(v *verdict) error {
 		fmt.Fprintf(h, "%s %q", name, version[name])
 	}
 	v.key = string(h.Sum(nil))
-	st, copies, err := j.state()
+	st, copies, err := readEnv(j.m, j.layout, j.scratch)
 	for _, c := range copies {
 		h.Write(c)
 	}
@@ -192,13 +210,13 @@ func (j *judge) boot(v *verdict) error {
 	return nil
 }
 
-// files reads files from one of the FAT partitions.
-func (j *judge) files(partition string, names ...string) (map[string][]byte, error) {
-	p, err := j.layout.Partition(partition)
+// readFAT reads files from a FAT partition.
+func readFAT(m *image, l vehicle.Layout, partition string, names ...string) (map[string][]byte, error) {
+	p, err := l.Partition(partition)
 	if err != nil {
 		return nil, err
 	}
-	f, err := openFAT(j.m.data[p.Start:p.End()])
+	f, err := openFAT(m.data[p.Start:p.End()])
 	if err != nil {
 		return nil, err
 	}
@@ -215,13 +233,13 @@ func (j *judge) files(partition string, names ...string) (map[string][]byte, err
 	return files, errors.Join(errs...)
 }
 
-// state reads the boot environment. It also returns its copies, as far as they can be read.
-func (j *judge) state() (st slots.State, copies [][]byte, err error) {
+// readEnv reads the boot environment. It also returns its copies, as far as they can be read.
+func readEnv(m *image, l vehicle.Layout, scratch string) (st slots.State, copies [][]byte, err error) {
 	names := []string{"grubenv", "grubenv2"}
 	// A copy that is lost is no fault as long as there is the other one.
-	files, _ := j.files("grubenv", names...)
+	files, _ := readFAT(m, l, "grubenv", names...)
 	for _, name := range names {
-		path := filepath.Join(j.scratch, name)
+		path := filepath.Join(scratch, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return st, nil, err
 		}
@@ -233,7 +251,7 @@ func (j *judge) state() (st slots.State, copies [][]byte, err error) {
 			return st, nil, err
 		}
 	}
-	store, err := bootenv.Open("grub:" + filepath.Join(j.scratch, names[0]))
+	store, err := bootenv.Open("grub:" + filepath.Join(scratch, names[0]))
 	if err != nil {
 		return st, copies, err
 	}

@@ -80,8 +80,12 @@ func newBench(t *testing.T, env map[string]string) *bench {
 	b := &bench{t: t, images: map[string][]byte{"1": bytes.Repeat([]byte("1"), 64<<10), "2": bytes.Repeat([]byte("2"), 64<<10)}}
 	put(l[2], b.images["1"])
 	put(l[3], b.images["2"])
-	var err error
-	b.judge, err = newJudge(newImage(disk), l, map[string]string{"1": file("1", string(b.images["1"])), "2": file("2", string(b.images["2"]))},
+	m := newImage(disk)
+	intact, err := newReference(m, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.judge, err = newJudge(m, intact, l, map[string]string{"1": file("1", string(b.images["1"])), "2": file("2", string(b.images["2"]))},
 		[]extent{{l[4].Start, l[4].Start + 4096}, {l[4].Start + 8192, l[4].Start + 12288}}, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -224,11 +228,14 @@ func TestJudgeReadsTheJournal(t *testing.T) {
 		t.Errorf("record %q, expected the one before", v.record)
 	}
 	for _, e := range b.journal {
-		if !b.matters(entry{off: e.To - unit, size: 2 * unit}) {
-			t.Error("a write to the journal does not matter")
+		if b.weigh(entry{off: e.To - unit, size: 2 * unit}) != torn {
+			t.Error("a write to the journal is taken lightly")
 		}
 	}
-	if b.matters(entry{off: b.journal[0].To, size: 4096}) || b.matters(entry{off: b.journal[0].From}) {
-		t.Error("what does not write to the journal matters")
+	if b.weigh(entry{off: b.journal[0].To, size: 4096}) != light || b.weigh(entry{off: b.journal[0].From}) != light {
+		t.Error("what does not write to the journal has weight")
+	}
+	if b.weigh(entry{off: 26 << 20, size: unit}) != heavy {
+		t.Error("a write to a slot is taken lightly")
 	}
 }

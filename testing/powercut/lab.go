@@ -134,3 +134,11 @@ func dial(ctx context.Context, v *vehicle.VM) (*ota.Driver, error) {
 	}
 	return d, nil
 }
+
+// unless returns an error unless a step has succeeded.
+func unless(f ota.Feedback, err error) error {
+	if err == nil && f.Failed() {
+		err = fmt.Errorf("%s: %s", f.Status, f.Detail())
+	}
+	return err
+}

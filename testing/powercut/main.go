@@ -43,6 +43,7 @@ func run(ctx context.Context) error {
 	all := flag.Bool("exhaustive", false, "record one update and judge every cut of it")
 	dir := flag.String("dir", "", "directory for disks and recording, kept; default: a temporary one")
 	only := flag.String("state", "", "judge and boot only this state, such as short:p7")
+	boot := flag.Bool("boot", true, "boot one state of each kind")
 	flag.Parse()
 	if flag.NArg() > 0 || *n < 1 {
 		return errors.New("expected no arguments, and at least one cut; see -h")
@@ -80,7 +81,7 @@ func run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		f, err := l.exhaustive(ctx, r, strings.TrimPrefix(*only, env+":"))
+		f, err := l.exhaustive(ctx, r, strings.TrimPrefix(*only, env+":"), *boot)
 		if err != nil {
 			return err
 		}

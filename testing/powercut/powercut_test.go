@@ -58,7 +58,7 @@ func TestNoCutOfAnUpdateDoesHarm(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, err := l.exhaustive(t.Context(), r, "")
+		f, err := l.exhaustive(t.Context(), r, "", true)
 		if err != nil {
 			t.Fatal(err)
 		}

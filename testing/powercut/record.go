@@ -23,6 +23,7 @@ const journalPath = "/sdvbox/self-update-agent/journal"
 // recording is the disk before an update and all writes of it, in files of its directory.
 type recording struct {
 	dir     string
+	Images  map[string]string // of the slots, by version; they are in the cache
 	Journal []extent
 	Phases  []phase
 }
@@ -70,7 +71,7 @@ func (l *lab) record(ctx context.Context, env string) (*recording, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &recording{dir: filepath.Join(l.dir, env)}
+	r := &recording{dir: filepath.Join(l.dir, env), Images: l.images}
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -145,15 +146,15 @@ func (l *lab) update(ctx context.Context, r *recording, m vehicle.Machine) error
 	if err != nil {
 		return err
 	}
-	if f, err := d.Update(ctx, id, newVersion, l.bundle(newVersion)); err != nil || f.Failed() {
-		return fmt.Errorf("desired state: %v %w", f.Message, err)
+	if err := unless(d.Update(ctx, id, newVersion, l.bundle(newVersion))); err != nil {
+		return fmt.Errorf("desired state: %w", err)
 	}
 	for _, command := range []string{updateproto.CommandDownload, updateproto.CommandUpdate, updateproto.CommandActivate} {
 		if err := begin(command); err != nil {
 			return err
 		}
-		if f, err := d.Step(ctx, id, command); err != nil || f.Failed() {
-			return fmt.Errorf("%s: %v %w", command, f.Detail(), err)
+		if err := unless(d.Step(ctx, id, command)); err != nil {
+			return fmt.Errorf("%s: %w", command, err)
 		}
 	}
 	d.Close()
@@ -178,8 +179,8 @@ func (l *lab) update(ctx context.Context, r *recording, m vehicle.Machine) error
 	if err := begin(updateproto.CommandCleanup); err != nil {
 		return err
 	}
-	if f, err := d.Step(ctx, id, updateproto.CommandCleanup); err != nil || f.Status != updateproto.StatusComplete {
-		return fmt.Errorf("CLEANUP: %v %w", f.Detail(), err)
+	if err := unless(d.Step(ctx, id, updateproto.CommandCleanup)); err != nil {
+		return fmt.Errorf("%s: %w", updateproto.CommandCleanup, err)
 	}
 	// The agent notes that the broker has the last message.
 	time.Sleep(time.Second)

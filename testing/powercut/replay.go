@@ -22,12 +22,21 @@ type state struct {
 	plain   bool
 }
 
+// weight is how closely a write is looked at.
+type weight int
+
+const (
+	light weight = iota // only as one of the first n writes
+	heavy               // also left out, and alone
+	torn                // also in parts
+)
+
 // replay brings the image into every state that a power cut during the recorded writes may leave, one after the other, and
-// calls visit in each. Without variants it visits the first kind of states only. The entries that the variants are about
-// are those that matter. At the end all writes are applied.
+// calls visit in each. Without variants it visits the first kind of states only. The variants are about
+// the writes that have weight. At the end all writes are applied.
 //
 // It moves from one state to the next by writing and unwriting the difference.
-func replay(m *image, entries []entry, matters func(entry) bool, variants bool, visit func(state) error) error {
+func replay(m *image, entries []entry, weigh func(entry) weight, variants bool, visit func(state) error) error {
 	for i, e := range entries {
 		if size := int64(len(m.data)); e.off > size || e.size > size-e.off {
 			return fmt.Errorf("write %d: %d bytes at %d are beyond the end of the disk", i, e.size, e.off)
@@ -38,7 +47,7 @@ func replay(m *image, entries []entry, matters func(entry) bool, variants bool, 
 		for end < len(entries) && entries[end].flags&flagFlush == 0 {
 			end++
 		}
-		w := window{m, entries, start, end, matters, visit}
+		w := window{m, entries, start, end, weigh, visit}
 		if variants {
 			if err := w.alone(); err != nil {
 				return err
@@ -57,7 +66,7 @@ type window struct {
 	m          *image
 	entries    []entry
 	start, end int
-	matters    func(entry) bool
+	weigh      func(entry) weight
 	visit      func(state) error
 }
 
@@ -78,21 +87,22 @@ func (w window) alone() error {
 	var stay []undo
 	for k := w.start; k < w.end; k++ {
 		e := w.entries[k]
-		if fua := e.flags&flagFUA != 0; !fua && !w.matters(e) {
+		weight, fua := w.weigh(e), e.flags&flagFUA != 0
+		if weight == light && !fua {
 			continue
 		}
-		if w.matters(e) {
-			if err := w.torn(fmt.Sprintf("p%d+%d", w.start, k), k); err != nil {
+		if weight == torn {
+			if err := w.tear(fmt.Sprintf("p%d+%d", w.start, k), k); err != nil {
 				return err
 			}
 		}
 		before := w.m.write(e.off, e.content())
-		if w.matters(e) {
+		if weight != light {
 			if err := w.visit(state{fmt.Sprintf("p%d+%d", w.start, k), k + 1, w.start, false}); err != nil {
 				return err
 			}
 		}
-		if e.flags&flagFUA != 0 {
+		if fua {
 			stay = append(stay, undo{e.off, before})
 		} else {
 			w.m.write(e.off, before)
@@ -106,12 +116,12 @@ func (w window) alone() error {
 
 // all applies the writes of the window one after the other and, if asked for, tears each and leaves each out.
 func (w window) all(variants bool) error {
-	without := map[int][]byte{} // what would be in the place of an unflushed write that matters, had it not happened
+	without := map[int][]byte{} // what would be in the place of an unflushed write, had it not happened
 	for i := w.start; i < w.end; i++ {
 		e := w.entries[i]
-		data := e.content()
-		if variants && w.matters(e) {
-			if err := w.torn(fmt.Sprintf("p%d", i), i); err != nil {
+		data, weight := e.content(), w.weigh(e)
+		if variants && weight == torn {
+			if err := w.tear(fmt.Sprintf("p%d", i), i); err != nil {
 				return err
 			}
 		}
@@ -137,15 +147,15 @@ func (w window) all(variants bool) error {
 			}
 			w.m.write(o.off, real)
 		}
-		if w.matters(e) && e.flags&flagFUA == 0 {
+		if weight != light && e.flags&flagFUA == 0 {
 			without[i] = before
 		}
 	}
 	return nil
 }
 
-// torn visits the states with a part of a write that is not applied yet: sectors are written as a whole, but not all at once.
-func (w window) torn(name string, i int) error {
+// tear visits the states with a part of a write that is not applied yet: sectors are written as a whole, but not all at once.
+func (w window) tear(name string, i int) error {
 	off, data := w.entries[i].off, w.entries[i].content()
 	for cut := int64(unit); cut < int64(len(data)); cut += unit {
 		for _, part := range []struct {

@@ -31,7 +31,16 @@ func show(m *image) string {
 func visited(t *testing.T, m *image, entries []entry, variants bool) []string {
 	t.Helper()
 	var got []string
-	err := replay(m, entries, func(e entry) bool { return e.size > 0 && e.overlaps(0, 4*unit) }, variants, func(s state) error {
+	weigh := func(e entry) weight {
+		if e.size > 0 && e.overlaps(0, 3*unit) {
+			return torn
+		}
+		if e.size > 0 && e.overlaps(3*unit, 4*unit) {
+			return heavy
+		}
+		return light
+	}
+	err := replay(m, entries, weigh, variants, func(s state) error {
 		got = append(got, s.name+" "+show(m))
 		return nil
 	})
@@ -79,6 +88,11 @@ func TestReplayVisitsEveryStateOfACut(t *testing.T) {
 			"p2 a...x.",
 			"p3 a...xy", "p3-1 ....xy",
 		}},
+		{"a write that cannot be torn", []entry{put(3, "ab"), put(0, "c")}, []string{
+			"p0+0 ...ab.", "p0+1 c.....",
+			"p1 ...ab.",
+			"p2 c..ab.", "p2-0 c.....",
+		}},
 		{"a write past the cache", []entry{put(0, "a"), fua, put(1, "b")}, []string{
 			"p0+0 a.....", "p0+1 ..f...", "p0+2 .bf...",
 			"p1 a.....",
@@ -121,7 +135,7 @@ func TestReplayedStatesAreWhatTheirNamesSay(t *testing.T) {
 		m := newImage(bytes.Clone(base))
 		region := m.watch(unit, 5*unit)
 		sums := map[string]uint64{}
-		err := replay(m, entries, func(e entry) bool { return e.size > 0 }, true, func(s state) error {
+		err := replay(m, entries, func(e entry) weight { return torn }, true, func(s state) error {
 			want := bytes.Clone(base)
 			apply := func(k int, from, to int64) { copy(want[entries[k].off+from:], entries[k].content()[from:to]) }
 			numbers := strings.FieldsFunc(s.name, func(r rune) bool { return strings.ContainsRune("p+-/", r) })
@@ -186,7 +200,7 @@ func TestReplayedStatesAreWhatTheirNamesSay(t *testing.T) {
 
 func TestReplayRefusesWritesBehindTheDisk(t *testing.T) {
 	for _, e := range []entry{put(5, "ab"), put(6, "a"), put(7, "a")} {
-		err := replay(newImage(make([]byte, 6*unit)), []entry{e}, func(entry) bool { return true }, true, func(state) error { return nil })
+		err := replay(newImage(make([]byte, 6*unit)), []entry{e}, func(entry) weight { return torn }, true, func(state) error { return nil })
 		if err == nil || !strings.Contains(err.Error(), "beyond the end") {
 			t.Errorf("write at %d: %v", e.off/unit, err)
 		}

@@ -24,11 +24,10 @@ func (b *bench) survey(entries ...entry) findings {
 	b.m.write(0, before)
 	s := survey{
 		judge: b.judge, journal: journal, place: func(int) int { return 0 },
-		boot: func(*verdict) error { return nil },
 		logf: func(string, ...any) {},
 	}
 	s.phases = []*tally{{phase: "all"}}
-	if err := replay(b.m, entries, b.matters, true, s.visit); err != nil {
+	if err := replay(b.m, entries, b.weigh, true, s.visit); err != nil {
 		b.t.Fatal(err)
 	}
 	if n := s.phases[0].writes; n != len(entries) {
@@ -74,7 +73,7 @@ func TestSurveyFindsWhatAFlushIsFor(t *testing.T) {
 		entries []entry
 		want    []string // in this order, possibly with others between them
 	}{
-		{"the environment before the slot is flushed", []entry{first, second, one, flush, two}, []string{"p0+2 (all): SDV_B may be booted"}},
+		{"the environment before the slot is flushed", []entry{first, second, one, flush, two}, []string{"p0+2 (all): SDV_B may be booted", "p3-0 (all): SDV_B may be booted", "p3-1 (all)"}},
 		{"the environment before the slot is written", []entry{first, flush, one, flush, two, flush, second}, []string{"p3 (all): SDV_B may be booted", "p6 (all)"}},
 		{"both copies cleared", []entry{write(at[0], make([]byte, unit)), write(at[1], make([]byte, unit)), flush, one}, []string{"p2 (all): boot environment"}},
 		{"the loader's file moved", []entry{write(1<<20+512*8, bytes.Repeat([]byte{0xff}, 64<<10))}, []string{"p0+0 (all): boot partition"}},
