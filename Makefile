@@ -98,7 +98,7 @@ fuzz: ## fuzz each target for FUZZTIME
 		echo "fuzz $$0 $$1: $$(tail -n 1 <<<"$$out")" || { echo "$$out"; exit 1; }'
 
 .PHONY: powercut
-powercut: ## cut the power or kill the agent N times, chosen by SEED
+powercut: ## kill a virtual vehicle N times in the middle of updates, at moments chosen by SEED
 	go run ./testing/host vehicle
 	$(root) go run ./testing/powercut -n $(or $(N),4) -seed $(or $(SEED),1)
 
