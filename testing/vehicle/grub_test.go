@@ -131,6 +131,30 @@ func (c grubCase) want(t *testing.T) (events []string, after slots.State) {
 	return events, s
 }
 
+// atomic reports whether save_env can write to both copies, so that it need not touch the current one.
+func (c grubCase) atomic(t *testing.T) bool {
+	for _, block := range c.copies {
+		if _, err := bootenv.ParseGrub(block); err != nil || len(block) != 1024 {
+			return false
+		}
+	}
+	_, _, ok := load(t, c.copies)
+	return ok && !c.full
+}
+
+// keptIn reports whether one of the copies still is the environment from before.
+func (c grubCase) keptIn(t *testing.T, copies [2][]byte) bool {
+	before, _, _ := load(t, c.copies)
+	for i := range copies {
+		alone := [2][]byte{}
+		alone[i] = c.copies[i]
+		if vars, _, ok := load(t, alone); ok && vars.Equal(before) && bytes.Equal(copies[i], c.copies[i]) {
+			return true
+		}
+	}
+	return false
+}
+
 // block is an environment block with vars, numbered seq and end; an empty number is left out.
 func block(t *testing.T, seq, end string, vars ...string) []byte {
 	t.Helper()
@@ -318,6 +342,9 @@ func TestGRUBChoosesAsTheModelSays(t *testing.T) {
 			}
 		}
 		_, left, _ := load(t, copies)
+		if c.atomic(t) && len(events) == 1 && !c.keptIn(t, copies) {
+			t.Errorf("case %s: the one save has replaced the copy that was current", dir)
+		}
 		if !slices.Equal(got[dir], events) || !sameState(left, state) {
 			t.Errorf("case %s, broken %s:\n got %q\nwant %q\n got %+v\nwant %+v\ncopies:\n%s\n%s", dir, c.broken, got[dir], events, left, state,
 				readable(c.copies[0]), readable(c.copies[1]))
