@@ -61,7 +61,7 @@ func (l *lab) campaign(ctx context.Context, n int, seed uint64) (results, error)
 	}
 	c := &campaign{
 		lab: l, ctx: ctx, rng: rand.New(rand.NewPCG(seed, 0)), current: oldVersion,
-		machine: vehicle.Machine{Disk: disk, Log: filepath.Join(l.dir, serialFile)},
+		machine: machine(disk, filepath.Join(l.dir, serialFile)),
 		// Measured on two cores without KVM; the campaign goes on to measure.
 		length: [phaseCount]time.Duration{5 * time.Second, 10 * time.Second, time.Second, 12 * time.Second},
 	}

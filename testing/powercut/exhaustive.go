@@ -208,7 +208,7 @@ func (l *lab) boot(ctx context.Context, dir string, m *image, want *verdict) err
 	if err := m.save(disk); err != nil {
 		return err
 	}
-	v, err := vehicle.Start(ctx, vehicle.Machine{Disk: disk, Log: filepath.Join(dir, "states.log")})
+	v, err := vehicle.Start(ctx, machine(disk, filepath.Join(dir, "states.log")))
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func (l *lab) record(ctx context.Context, env string) (*recording, error) {
 		return nil, err
 	}
 	l.logf("first boot of the vehicle")
-	if err := l.settle(ctx, vehicle.Machine{Disk: file(baseFile), Log: file(serialFile)}); err != nil {
+	if err := l.settle(ctx, machine(file(baseFile), file(serialFile))); err != nil {
 		return nil, err
 	}
 	if r.Journal, err = l.blocks(ctx, file(baseFile), journalPath); err != nil {
@@ -89,7 +89,9 @@ func (l *lab) record(ctx context.Context, env string) (*recording, error) {
 	if err := vehicle.CopyDisk(file(finalFile), file(baseFile)); err != nil {
 		return nil, err
 	}
-	if err := l.update(ctx, r, vehicle.Machine{Disk: file(finalFile), Log: file(serialFile), WriteLog: file(logFile)}); err != nil {
+	m := machine(file(finalFile), file(serialFile))
+	m.WriteLog = file(logFile)
+	if err := l.update(ctx, r, m); err != nil {
 		return nil, err
 	}
 	data, err := json.MarshalIndent(r, "", "\t")

@@ -27,6 +27,7 @@ type Machine struct {
 	Disk     string   // raw image, written to
 	Log      string   // file for everything on the first serial port, appended to; default: Disk + ".log"
 	Memory   int      // MiB, default 1024
+	CPUs     int      // default 2
 	Watchdog bool     // with a hardware watchdog, an i6300esb
 	WriteLog string   // record all writes to the disk in this file, in the format of dm-log-writes
 	Append   bool     // continue WriteLog
@@ -57,6 +58,9 @@ var firmware = []string{"/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.fd", "/
 func Start(ctx context.Context, m Machine) (*VM, error) {
 	if m.Memory == 0 {
 		m.Memory = 1024
+	}
+	if m.CPUs == 0 {
+		m.CPUs = 2
 	}
 	if m.Log == "" {
 		m.Log = m.Disk + ".log"
@@ -118,7 +122,7 @@ func (v *VM) args() ([]string, error) {
 	if ovmf == "" {
 		return nil, errors.New("no OVMF firmware: install the package ovmf")
 	}
-	args := []string{"-name", filepath.Base(v.Disk), "-machine", "q35", "-smp", "2", "-m", strconv.Itoa(v.Memory)}
+	args := []string{"-name", filepath.Base(v.Disk), "-machine", "q35", "-smp", strconv.Itoa(v.CPUs), "-m", strconv.Itoa(v.Memory)}
 	if kvm() {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
 	} else {
