@@ -31,7 +31,7 @@ var leanFiles = []string{
 }
 
 // leanConfig are files and directories below rootfs/ that a lean vehicle has, too.
-var leanConfig = []string{"etc/rauc", "etc/mosquitto", "etc/hosts"}
+var leanConfig = []string{"etc/rauc", "etc/mosquitto/mosquitto.conf", "etc/hosts"}
 
 // Lean returns an ext4 image of LeanSlotSize for a slot of a vehicle without systemd, for tests that boot hundreds of times:
 // the real RAUC, broker and sdvbox, started by the script in lean/. Images of different versions differ in most blocks.
