@@ -88,7 +88,7 @@ func (b *Builder) Lean(ctx context.Context, version string) (string, error) {
 
 // fillLean makes the root of a lean vehicle, all but sdvbox and its init.
 func (b *Builder) fillLean(ctx context.Context, dir, tree, version string) error {
-	for _, name := range []string{"boot", "data", "dev", "grubenv", "proc", "root", "run", "sys", "tmp", "usr/bin",
+	for _, name := range []string{"boot", "data", "dev", "etc/mosquitto/conf.d", "grubenv", "proc", "root", "run", "sys", "tmp", "usr/bin",
 		"usr/sbin", "usr/lib/modules", "usr/lib64", "var"} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
 			return err
