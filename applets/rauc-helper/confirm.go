@@ -339,16 +339,27 @@ func passed(results []health.Result, name string) bool {
 	return slices.ContainsFunc(results, func(r health.Result) bool { return r.Name == name && r.OK })
 }
 
-// brief names all failed gates with as much of their reasons as a boot environment holds.
+// brief names all failed gates with as much of their reasons as a boot environment holds. What blocks the boot has precedence:
+// the other gates fail because of it.
 func brief(results []health.Result) string {
-	const room = 120
+	const sep = "; "
+	left := 120
 	failed := slices.DeleteFunc(slices.Clone(results), func(r health.Result) bool { return r.OK })
 	parts := make([]string, len(failed))
 	for i, r := range failed {
+		others := failed[i+1:]
+		share := left / (1 + len(others))
+		if r.Name == health.BootGate {
+			share = left
+			for _, o := range others {
+				share -= len(sep + o.Name)
+			}
+		}
 		part := r.Name + ": " + r.Reason
-		parts[i] = strings.ToValidUTF8(part[:min(len(part), room/len(failed)-len("; "))], "")
+		parts[i] = strings.TrimRight(strings.ToValidUTF8(part[:min(len(part), max(share-len(sep), 0))], ""), ": ")
+		left -= len(parts[i] + sep)
 	}
-	return strings.Join(parts, "; ")
+	return strings.Join(parts, sep)
 }
 
 // logger writes lines as the journal takes them, with the priority in front.
