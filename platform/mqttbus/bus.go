@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -59,6 +60,7 @@ type Message struct {
 	Retained  bool
 	Duplicate bool // may have been delivered before
 	ack       func()
+	link      *link // it came over
 }
 
 // Ack tells the broker not to deliver the message again. It has no effect when
@@ -142,7 +144,8 @@ func (b *Bus) Close() {
 }
 
 // Publish sends a message with QoS 1 and waits for the broker to have it. On
-// any error the broker may have it or not.
+// any error the broker may have it or not. A broker that does not answer in
+// time loses the connection.
 func (b *Bus) Publish(ctx context.Context, topic string, retained bool, payload []byte) error {
 	b.mu.Lock()
 	l := b.link
@@ -166,6 +169,14 @@ func (b *Bus) Publish(ctx context.Context, topic string, retained bool, payload 
 		err = ErrDown
 	case <-ctx.Done():
 		err = ctx.Err()
+	case <-time.After(timeout):
+		b.mu.Lock()
+		if b.link == l {
+			b.link = nil
+			close(l.cycle)
+		}
+		b.mu.Unlock()
+		err = fmt.Errorf("no answer from the broker: %w", ErrDown)
 	}
 	if err != nil {
 		return fmt.Errorf("publish to %s: %w", topic, err)
@@ -385,7 +396,7 @@ func (b *Bus) subscribe(ctx context.Context, l *link, lost <-chan error) error {
 
 // receive is called by the client for each message, in order. It never blocks.
 func (b *Bus) receive(l *link, m mqtt.Message) {
-	ev := Event{Received, &Message{m.Topic(), m.Payload(), m.Retained(), m.Duplicate(), m.Ack}}
+	ev := Event{Received, &Message{m.Topic(), m.Payload(), m.Retained(), m.Duplicate(), m.Ack, l}}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -421,6 +432,15 @@ func (b *Bus) setDown(l *link) {
 	if !l.up {
 		return
 	}
+	// What came over this link and waits here can no longer be acknowledged;
+	// the next link brings it again.
+	b.queue = slices.DeleteFunc(b.queue, func(ev Event) bool {
+		lost := ev.Kind == Received && ev.Message.link == l
+		if lost {
+			b.held--
+		}
+		return lost
+	})
 	// An Up that nobody has seen yet is not worth mentioning any more. This
 	// also keeps the queue short when nobody takes from it.
 	if n := len(b.queue); n > 0 && b.queue[n-1].Kind == Up {

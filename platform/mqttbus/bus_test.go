@@ -319,6 +319,20 @@ func TestPublishEndsWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+func TestPublishGivesUpOnABrokerThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	br := broker.Start(t, broker.Options{})
+	b, _ := connect(t, Config{Broker: br.URL(), KeepAlive: time.Hour}, Options{})
+	next(t, b, Up)
+	br.Freeze()
+	if err := b.Publish(t.Context(), topic, false, nil); !errors.Is(err, ErrDown) {
+		t.Errorf("publish to a frozen broker: %v, want %v", err, ErrDown)
+	}
+	next(t, b, Down)
+	br.Thaw()
+	next(t, b, Up)
+}
+
 func TestFrozenBrokerIsNoticed(t *testing.T) {
 	t.Parallel()
 	br := broker.Start(t, broker.Options{})
