@@ -48,6 +48,7 @@ type options struct {
 	GiveUp  time.Duration `long:"download-timeout" env:"SUA_DOWNLOAD_TIMEOUT" default:"5m" description:"a download without any progress for so long has failed"`
 	Install time.Duration `long:"install-timeout" env:"SUA_INSTALL_TIMEOUT" default:"1h" description:"an installation that takes longer has failed"`
 	Confirm time.Duration `long:"confirm-timeout" env:"SUA_CONFIRM_TIMEOUT" default:"15m" description:"a new slot not confirmed for so long after its first boot counts as rolled back"`
+	Command time.Duration `long:"command-timeout" env:"SUA_COMMAND_TIMEOUT" default:"24h" description:"an update that is not activated and has waited for its next command for so long is given up, 0 for never"`
 	RAUC    time.Duration `long:"rauc-timeout" env:"SUA_RAUC_TIMEOUT" default:"30s" description:"how long a RAUC that does not answer is waited for"`
 
 	StateDir string `long:"state-dir" env:"SUA_STATE_DIR" value-name:"DIR" default:"/data/sdvbox/self-update-agent" description:"where the state of an update under way is kept"`
@@ -116,6 +117,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifie
 	}
 	defer bus.Close()
 	agent := updateagent.New(updateagent.Config{
+		Patience:    o.Command,
 		Domain:      selfupdate.DomainID,
 		Identifying: selfupdate.MsgIdentifying,
 		Journal:     journal,

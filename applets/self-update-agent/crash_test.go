@@ -94,7 +94,8 @@ func (r *rig) check(spec raucd.BundleSpec) {
 	time.Sleep(300 * time.Millisecond)
 	terminals := 0
 	for _, f := range r.heard {
-		if f.Status == "COMPLETE" {
+		switch f.Status {
+		case "COMPLETE", "COMPLETED", "INCOMPLETE":
 			terminals++
 		}
 	}

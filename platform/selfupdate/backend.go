@@ -31,6 +31,12 @@ const (
 	nodeImage   = DomainID + ":" + componentID
 )
 
+// Bounds of a request, in bytes.
+const (
+	maxVersion = 256
+	maxURL     = 8192
+)
+
 // Messages on the wire that Eclipse Leda documents, to the letter.
 const (
 	MsgIdentifying  = "Self-update agent has received new desired state request and is evaluating it."
@@ -96,6 +102,8 @@ type notes struct {
 	Count       uint32 `json:"count,omitempty"`       // installations the slot had seen before
 	Slot        string `json:"slot,omitempty"`        // RAUC's name of the slot being written
 	Boot        string `json:"boot,omitempty"`        // boot id under which the slot was activated
+	Loader      string `json:"loader,omitempty"`      // what the boot environment said of the slot just before
+	Keep        bool   `json:"keep,omitempty"`        // the version runs already, but another slot is the next to boot
 	// LastStatus and LastMessage are the action that CLEANUP reports again.
 	LastStatus  string `json:"lastStatus,omitempty"`
 	LastMessage string `json:"lastMessage,omitempty"`
@@ -134,6 +142,8 @@ func target(r *updateproto.DesiredState) (version, url string, err error) {
 					continue
 				}
 				switch {
+				case len(c.Version) > maxVersion || len(kv.Value) > maxURL:
+					return "", "", fmt.Errorf("desired state: version of %d and URL of %d bytes, expected at most %d and %d", len(c.Version), len(kv.Value), maxVersion, maxURL)
 				case c.Version == "":
 					return "", "", fmt.Errorf("desired state: component %q in domain %q has no version", componentID, DomainID)
 				case kv.Value == "":
@@ -163,10 +173,14 @@ func (b *Backend) Identify(ctx context.Context, job *updateagent.Job) []updatepr
 		return failed(fmt.Errorf("cannot tell which OS image runs: %w", err))
 	}
 	if now.Version == n.Version {
-		return []updateproto.Feedback{
-			{Status: updateproto.StatusIdentified, Message: msgUpToDate},
-			{Status: updateproto.StatusCompleted, Message: msgUpToDate},
+		if next, err := b.System.Primary(ctx); err != nil || next == now.Slot {
+			return []updateproto.Feedback{
+				{Status: updateproto.StatusIdentified, Message: msgUpToDate},
+				{Status: updateproto.StatusCompleted, Message: msgUpToDate},
+			}
 		}
+		// An earlier update has chosen the other slot for the next boot.
+		n.Keep, n.Slot = true, now.Slot
 	}
 	n.From = now.Version
 	if err := job.Save(n); err != nil {
@@ -175,20 +189,27 @@ func (b *Backend) Identify(ctx context.Context, job *updateagent.Job) []updatepr
 	return one(n.say(updateproto.StatusIdentified, msgIdentified, updateproto.ActionIdentified, 0, msgIdentified))
 }
 
-// Cleanup removes the bundle and says how the activity ended.
+// Cleanup removes the bundle and says how the activity ended. After a failed
+// activation it makes sure that the slot which runs is also the next one.
 func (b *Backend) Cleanup(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
 	var n notes
 	job.Load(&n)
+	status, message := updateproto.StatusCleanupSuccess, msgCleaned
+	end, endMessage := updateproto.StatusIncomplete, msgIncomplete
+	if job.Success {
+		end, endMessage = updateproto.StatusComplete, msgComplete
+	} else if n.Boot != "" {
+		var note string
+		if err := b.rollback(ctx, &n, &note); err != nil {
+			status, message = updateproto.StatusCleanupFailure, "Self-update agent cannot make the running slot the next one: "+err.Error()
+		}
+	}
 	if err := fetch.Discard(b.bundle()); err != nil {
 		b.Log.Warn("cannot remove the bundle", "error", err)
 	}
-	end, message := updateproto.StatusIncomplete, msgIncomplete
-	if job.Success {
-		end, message = updateproto.StatusComplete, msgComplete
-	}
 	return []updateproto.Feedback{
-		n.say(updateproto.StatusCleanupSuccess, msgCleaned, n.LastStatus, 0, n.LastMessage),
-		n.say(end, message, n.LastStatus, 0, n.LastMessage),
+		n.say(status, message, n.LastStatus, 0, n.LastMessage),
+		n.say(end, endMessage, n.LastStatus, 0, n.LastMessage),
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 
 const mebibyte = 1 << 20
 
+// inspectLimit is how long RAUC may take to read the manifest of a bundle.
+const inspectLimit = 2 * time.Minute
+
 // Download brings the bundle into Dir. In stream mode it only asks RAUC
 // whether the server has the right bundle.
 func (b *Backend) Download(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
@@ -36,8 +39,14 @@ func (b *Backend) Download(ctx context.Context, job *updateagent.Job) []updatepr
 		return one(n.say(updateproto.StatusDownloadFailure, "Download failed.", updateproto.ActionDownloadFailure, percent, message))
 	}
 
+	if n.Keep {
+		return one(show(updateproto.StatusDownloadSuccess, updateproto.ActionDownloadSuccess, 100))
+	}
 	if b.Mode == Stream {
-		bundle, err := b.System.Inspect(ctx, n.URL)
+		// A server that does not answer is left to the download, which is patient.
+		inspect, cancel := context.WithTimeout(ctx, inspectLimit)
+		bundle, err := b.System.Inspect(inspect, n.URL)
+		cancel()
 		switch {
 		case err == nil && bundle.Version != n.Version:
 			return failed(msgWrongVersion)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"sdvbox/platform/fetch"
@@ -38,31 +37,31 @@ func (b *Backend) Update(ctx context.Context, job *updateagent.Job) []updateprot
 			}
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, b.InstallTimeout)
-	defer cancel()
-
+	if n.Keep {
+		return one(n.say(updateproto.StatusUpdateSuccess, msgInstalled, updateproto.ActionUpdating, 100, msgWritten))
+	}
 	job.Progress(n.say(updateproto.StatusUpdating, msgUpdating, updateproto.ActionUpdating, 0, msgChecking))
 	gate.last = time.Now()
-	source := b.bundle()
-	if n.Streamed {
-		source = n.URL
-	}
 	done, err := b.resume(ctx, &n, progress)
 	if err != nil {
 		return failed("Install failed.", err.Error())
 	}
-	if !done {
-		if why := b.reject(ctx, source, &n); why != "" {
-			return failed(msgRejected, why)
-		}
-		err = b.install(ctx, job, source, &n, progress)
-		if err != nil && n.Streamed && ctx.Err() == nil {
+	if !done && n.Streamed {
+		if err = b.install(ctx, job, n.URL, &n, progress); err == nil {
+			done = true
+		} else if ctx.Err() == nil && !hopeless(err) {
 			b.Log.Warn("installation from the server failed, the bundle is downloaded", "error", err)
 			job.Progress(n.say(updateproto.StatusUpdating, msgUpdating, updateproto.ActionUpdating, percent, "Streaming failed, downloading the bundle: "+err.Error()))
-			err = b.downloadAndInstall(ctx, job, &n, progress)
+			n.Streamed = false
+			_, err = b.fetch(ctx, n.URL, func(int64, int64) {})
 		}
 		if err != nil {
-			return failed("Install failed.", err.Error())
+			return b.notInstalled(err, failed)
+		}
+	}
+	if !done {
+		if err := b.install(ctx, job, b.bundle(), &n, progress); err != nil {
+			return b.notInstalled(err, failed)
 		}
 	}
 	if err := b.undoActivation(ctx, n.Slot); err != nil {
@@ -71,21 +70,64 @@ func (b *Backend) Update(ctx context.Context, job *updateagent.Job) []updateprot
 	return one(n.say(updateproto.StatusUpdateSuccess, msgInstalled, updateproto.ActionUpdating, 100, msgWritten))
 }
 
-// resume deals with an installation begun before a restart: it may run on in
-// RAUC, may have ended meanwhile, or may have died with it.
-func (b *Backend) resume(ctx context.Context, n *notes, progress func(int)) (done bool, err error) {
-	if n.Transaction == "" {
-		return false, nil
+// rejected is the reason why a bundle that could be read must not be installed.
+type rejected string
+
+func (r rejected) Error() string { return string(r) }
+
+// hopeless reports whether a bundle would be refused also after a download.
+func hopeless(err error) bool {
+	cause := rauc.CauseOf(err)
+	return errors.As(err, new(rejected)) || cause == rauc.CauseSignature || cause == rauc.CauseCompatible
+}
+
+// notInstalled tells a bundle that is not acceptable from one that could not be
+// installed.
+func (b *Backend) notInstalled(err error, failed func(message, actionMessage string) []updateproto.Feedback) []updateproto.Feedback {
+	var why rejected
+	var inspect *inspectError
+	if errors.As(err, &why) || errors.As(err, &inspect) {
+		return failed(msgRejected, err.Error())
 	}
-	err = b.System.Attach(ctx, progress)
-	if err != nil && !errors.Is(err, rauc.ErrIdle) {
-		b.Log.Warn("the installation that was under way has failed", "error", err)
+	return failed("Install failed.", err.Error())
+}
+
+// resume waits for whatever RAUC is doing, and tells whether it has installed
+// what this activity wants: an installation begun before a restart may run on
+// in RAUC, may have ended meanwhile, or may have died with it.
+func (b *Backend) resume(ctx context.Context, n *notes, progress func(int)) (done bool, err error) {
+	if err := b.settle(ctx, progress); err != nil || n.Transaction == "" {
+		return false, err
 	}
 	slot, err := b.System.Other(ctx)
 	if err != nil {
 		return false, err
 	}
 	return n.holds(slot), nil
+}
+
+// settle waits until RAUC is idle. How what it did has ended is no matter.
+func (b *Backend) settle(ctx context.Context, progress func(int)) error {
+	ctx, cancel := context.WithTimeout(ctx, b.InstallTimeout)
+	defer cancel()
+	for failures := 0; ; {
+		err := b.System.Attach(ctx, progress)
+		switch {
+		case errors.Is(err, rauc.ErrIdle):
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("wait for another operation of RAUC: %w", ctx.Err())
+		case errors.Is(err, rauc.ErrUnavailable), failures == 10:
+			return err
+		case err != nil:
+			failures++
+			b.Log.Warn("an installation that was under way has failed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // holds reports whether the slot contains just what this activity installed.
@@ -101,50 +143,68 @@ func (n *notes) holds(s Slot) bool {
 	return s.Count > n.Count
 }
 
-// reject returns why a bundle must not be installed, or nothing.
-func (b *Backend) reject(ctx context.Context, source string, n *notes) string {
+// inspectError is what RAUC says of a bundle that it does not take or cannot
+// read.
+type inspectError struct{ err error }
+
+func (e *inspectError) Error() string {
+	why := "Bundle verification failed: " + e.err.Error()
+	if rauc.CauseOf(e.err) == rauc.CauseDamaged {
+		why += " (the file is cut short, or it is no bundle)"
+	}
+	return why
+}
+
+func (e *inspectError) Unwrap() error { return e.err }
+
+// verify fails unless the bundle is what was asked for.
+func (b *Backend) verify(ctx context.Context, source string, n *notes, slot Slot) error {
 	bundle, err := b.System.Inspect(ctx, source)
 	if err != nil {
-		why := "Bundle verification failed: " + err.Error()
-		if strings.Contains(why, "Invalid bundle format") {
-			why += " (the file is cut short, or it is no bundle)"
-		}
-		return why
+		return &inspectError{err}
 	}
 	if bundle.Version != n.Version {
 		b.Log.Warn("bundle has another version than was requested", "bundle", bundle.Version, "requested", n.Version)
-		return msgWrongVersion
-	}
-	slot, err := b.System.Other(ctx)
-	if err != nil {
-		return err.Error()
+		return rejected(msgWrongVersion)
 	}
 	// RAUC before 1.9 does not tell the images of a bundle.
 	if len(bundle.Images) > 0 && !slices.ContainsFunc(bundle.Images, func(i rauc.Image) bool { return i.Class == slot.Class }) {
-		return fmt.Sprintf("The bundle has no image for slots of class %q.", slot.Class)
+		return rejected(fmt.Sprintf("The bundle has no image for slots of class %q.", slot.Class))
 	}
-	return ""
+	return nil
 }
 
-// install has RAUC write the bundle and checks that it did.
+// install verifies the bundle, has RAUC write it, and checks that it did. RAUC
+// may be doing something else, or end in the middle of it: then it is tried
+// once more.
 func (b *Backend) install(ctx context.Context, job *updateagent.Job, source string, n *notes, progress func(int)) error {
+	ctx, cancel := context.WithTimeout(ctx, b.InstallTimeout)
+	defer cancel()
+	for again := false; ; again = true {
+		err := b.installOnce(ctx, job, source, n, progress)
+		if again || !errors.Is(err, rauc.ErrBusy) && !errors.Is(err, rauc.ErrLost) {
+			return err
+		}
+		b.Log.Warn("trying the installation once more", "error", err)
+		if err := b.settle(ctx, func(int) {}); err != nil {
+			return err
+		}
+	}
+}
+
+func (b *Backend) installOnce(ctx context.Context, job *updateagent.Job, source string, n *notes, progress func(int)) error {
 	slot, err := b.System.Other(ctx)
 	if err != nil {
+		return err
+	}
+	if err := b.verify(ctx, source, n, slot); err != nil {
 		return err
 	}
 	n.Slot, n.Count, n.Transaction = slot.Name, slot.Count, rand.Text()
 	if err := job.Save(*n); err != nil {
 		return err
 	}
-	err = b.System.Install(ctx, source, n.Transaction, progress)
-	if errors.Is(err, rauc.ErrBusy) {
-		b.Log.Warn("RAUC is busy with something else, waiting for its end")
-		if err := b.System.Attach(ctx, func(int) {}); err != nil && ctx.Err() != nil {
-			return err
-		}
-		err = b.System.Install(ctx, source, n.Transaction, progress)
-	}
-	if err != nil {
+	if err := b.System.Install(ctx, source, n.Transaction, progress); err != nil {
 		return err
 	}
 	if slot, err = b.System.Other(ctx); err != nil {
@@ -154,18 +214,6 @@ func (b *Backend) install(ctx context.Context, job *updateagent.Job, source stri
 		return fmt.Errorf("slot %s has version %q after the installation, expected %q", slot.Name, slot.Version, n.Version)
 	}
 	return nil
-}
-
-// downloadAndInstall is what streaming falls back to.
-func (b *Backend) downloadAndInstall(ctx context.Context, job *updateagent.Job, n *notes, progress func(int)) error {
-	if _, err := b.fetch(ctx, n.URL, func(int64, int64) {}); err != nil {
-		return fmt.Errorf("download failed: %w", err)
-	}
-	n.Streamed = false
-	if why := b.reject(ctx, b.bundle(), n); why != "" {
-		return errors.New(why)
-	}
-	return b.install(ctx, job, b.bundle(), n, progress)
 }
 
 // undoActivation takes back what a RAUC without activate-installed=false did
@@ -184,7 +232,7 @@ func (b *Backend) Activate(ctx context.Context, job *updateagent.Job) []updatepr
 	var n notes
 	job.Load(&n)
 	job.Progress(n.say(updateproto.StatusActivating, msgActivating, updateproto.ActionUpdating, 0, msgActivating))
-	if boot, err := b.System.BootID(); err == nil && n.Boot != "" && n.Boot != boot && b.tried(ctx, n.Slot) {
+	if boot, err := b.System.BootID(); err == nil && n.Boot != "" && n.Boot != boot && b.tried(ctx, n) {
 		return b.Verify(ctx, job) // the reboot came before the answer
 	}
 	err := b.activate(ctx, job, &n)
@@ -204,12 +252,15 @@ func (b *Backend) activate(ctx context.Context, job *updateagent.Job, n *notes) 
 	if err != nil {
 		return err
 	}
-	slot, err := b.System.Other(ctx)
-	if err != nil {
-		return err
-	}
-	if slot.Name != n.Slot || slot.Version != n.Version {
-		return fmt.Errorf("slot %s holds version %q, not the %q that was installed to %s", slot.Name, slot.Version, n.Version, n.Slot)
+	if !n.Keep {
+		slot, err := b.System.Other(ctx)
+		if err != nil {
+			return err
+		}
+		if slot.Name != n.Slot || slot.Version != n.Version {
+			return fmt.Errorf("slot %s holds version %q, not the %q that was installed to %s", slot.Name, slot.Version, n.Version, n.Slot)
+		}
+		n.Loader = slot.Loader
 	}
 	n.Boot = boot
 	n.result(updateproto.ActionUpdateSuccess, msgActivated)
@@ -222,15 +273,15 @@ func (b *Backend) activate(ctx context.Context, job *updateagent.Job, n *notes) 
 	return nil
 }
 
-// tried reports whether the boot loader has started the slot since it was
-// activated. If not, the power was cut before the activation took effect.
-func (b *Backend) tried(ctx context.Context, slot string) bool {
+// tried reports whether the activation had taken effect when the vehicle was
+// started again. If not, the power was cut just before.
+func (b *Backend) tried(ctx context.Context, n notes) bool {
 	now, err := b.System.Current(ctx)
-	if err != nil || now.Slot == slot {
+	if err != nil || now.Slot == n.Slot {
 		return err == nil
 	}
-	other, err := b.System.Other(ctx)
-	return err == nil && (other.Exhausted || hasPrefixWord(now.Why, other.Bootname))
+	slot, err := b.System.Other(ctx)
+	return err == nil && slot.Loader != n.Loader
 }
 
 // Verify tells after a restart what became of an activated slot. As long as
@@ -315,19 +366,20 @@ func (b *Backend) rollback(ctx context.Context, n *notes, message *string) error
 	if err := fetch.Discard(b.bundle()); err != nil {
 		b.Log.Warn("cannot remove the bundle", "error", err)
 	}
-	if n.Transaction == "" {
+	if n.Transaction == "" && !n.Keep {
 		return nil // no slot has been touched
 	}
 	// RAUC cannot be stopped in the middle of a slot; what it writes there
 	// is never booted, so it may as well finish.
-	ctx, cancel := context.WithTimeout(ctx, b.InstallTimeout)
-	defer cancel()
-	if err := b.System.Attach(ctx, func(int) {}); err != nil && ctx.Err() != nil {
+	if err := b.settle(ctx, func(int) {}); err != nil {
 		return err
 	}
 	now, err := b.System.Current(ctx)
 	if err != nil {
 		return err
+	}
+	if n.Keep {
+		return nil // the slot that runs is the next one, or was not chosen
 	}
 	if now.Slot == n.Slot {
 		// The new slot runs already: the way back is another reboot.
@@ -342,6 +394,15 @@ func (b *Backend) rollback(ctx context.Context, n *notes, message *string) error
 		if err := b.System.Activate(ctx, "booted"); err != nil {
 			return err
 		}
+	}
+	slot, err := b.System.Other(ctx)
+	if err != nil {
+		return err
+	}
+	if n.Boot == "" && slot.Count == n.Count && slot.Transaction != n.Transaction {
+		// The installation has not got as far as the slot, or RAUC has marked
+		// it bad and has not finished.
+		return nil
 	}
 	return b.System.Reject(ctx, n.Slot)
 }

@@ -38,6 +38,7 @@ type Slot struct {
 	Count       uint32 // installations it has seen
 	Transaction string // of the last one
 	Exhausted   bool   // it was started as often as is allowed without being confirmed
+	Loader      string // all that the boot environment says of it, to compare
 }
 
 // System is the A/B system under an update: RAUC with its slots and the boot
@@ -79,33 +80,38 @@ type RAUCSystem struct {
 	running Running // the slot part of it cannot change while the system runs
 }
 
-// dial returns a client whose RAUC answers.
+// dial returns a client whose RAUC answers. Several calls may wait at once.
 func (s *RAUCSystem) dial(ctx context.Context) (*rauc.Client, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, s.Patience)
 	defer cancel()
 	for {
-		if s.client == nil {
-			c, err := rauc.Dial(ctx, s.Address)
-			if err != nil {
-				return nil, err
-			}
-			s.client = c
-		}
-		err := s.client.Available(ctx)
+		c, err := s.connect(ctx)
 		if err == nil {
-			return s.client, nil
+			err = c.Available(ctx)
 		}
-		// The bus itself may have been restarted.
-		s.client.Close()
-		s.client = nil
+		if err == nil {
+			return c, nil
+		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("RAUC does not answer: %w", err)
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// connect returns the one client there is; it finds a restarted bus by itself.
+func (s *RAUCSystem) connect(ctx context.Context) (*rauc.Client, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client == nil {
+		c, err := rauc.Dial(ctx, s.Address)
+		if err != nil {
+			return nil, err
+		}
+		s.client = c
+	}
+	return s.client, nil
 }
 
 // Current asks RAUC and the boot environment. What it found once about the
@@ -206,6 +212,8 @@ func (s *RAUCSystem) Other(ctx context.Context) (Slot, error) {
 	if st, _, err := s.state(); err == nil {
 		b, known := st.Slots[other.Bootname]
 		slot.Exhausted = known && b.OK && st.Left(other.Bootname) == 0
+		first := len(st.Order) > 0 && st.Order[0] == other.Bootname
+		slot.Loader = fmt.Sprintf("first=%t ok=%t tries=%d why=%s", first, b.OK, b.Tries, st.Why)
 	}
 	return slot, nil
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -84,11 +85,22 @@ func (j *Job) Load(v any) {
 // Capacity is the size of record that an Agent's journal needs.
 const Capacity = 256 << 10
 
-// maxRequest leaves room for everything else in the journal.
-const maxRequest = Capacity / 4
+// Bounds of a request and of a backend's notes leave room for everything else
+// in the journal.
+const (
+	maxRequest = Capacity / 4
+	maxNotes   = Capacity / 4
+)
 
-// Config is what an Agent consists of. All members are required.
+// inventoryWait is how long an inventory may take: those who ask for it wait
+// for some 30 s.
+const inventoryWait = 5 * time.Second
+
+// Config is what an Agent consists of. All members but Patience are required.
 type Config struct {
+	// Patience is how long an activity that has nothing in use yet waits for
+	// its next command before it is given up; 0 is for ever.
+	Patience    time.Duration
 	Domain      string // such as self-update
 	Identifying string // message of the first feedback
 	Journal     *durable.Journal
@@ -107,6 +119,7 @@ type Agent struct {
 	gen    int         // number of the work that runs
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when the work before has returned
+	active time.Time     // when the activity last had a message or a result
 }
 
 // The agent's own events.
@@ -125,8 +138,8 @@ type (
 		done  chan error
 	}
 	delivered struct{ o outgoing }
-	missed    struct{} // a feedback could not be published
-	ping      struct{} // is anybody there
+	missed    struct{ connection int } // a feedback could not be published
+	ping      struct{}                 // is anybody there
 )
 
 // Prefix is the first part of the topics of a domain.
@@ -177,6 +190,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel()
 	go a.publish(ctx)
 	go a.inventory(ctx)
+	a.active = time.Now()
 	a.m.resume()
 	if act := a.m.Activity; act != nil {
 		a.Log.Info("resuming", "activity", act.ID, "phase", act.Phase)
@@ -196,7 +210,13 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // next handles one event. This is the only goroutine that touches a.m.
 func (a *Agent) next(ctx context.Context) error {
+	var expired <-chan time.Time
+	if act := a.m.Activity; act != nil && act.Phase.expires() && a.Patience > 0 {
+		expired = time.After(time.Until(a.active.Add(a.Patience)))
+	}
 	select {
+	case <-expired:
+		a.m.expire()
 	case <-ctx.Done():
 		return ctx.Err()
 	case ev, ok := <-a.Bus.Events():
@@ -210,6 +230,7 @@ func (a *Agent) next(ctx context.Context) error {
 		case mqttbus.Down:
 			a.out.close()
 		case mqttbus.Received:
+			a.active = time.Now()
 			a.receive(ev.Message)
 			if err := a.apply(ctx); err != nil {
 				return err
@@ -224,11 +245,16 @@ func (a *Agent) next(ctx context.Context) error {
 			}
 		case finished:
 			if ev.gen == a.gen {
+				a.active = time.Now()
 				a.m.done(ev.results)
 			}
 		case noted:
 			if ev.gen != a.gen {
 				ev.done <- context.Canceled
+				break
+			}
+			if len(ev.notes) > maxNotes {
+				ev.done <- fmt.Errorf("%d bytes, expected at most %d", len(ev.notes), maxNotes)
 				break
 			}
 			a.m.note(ev.notes)
@@ -238,7 +264,10 @@ func (a *Agent) next(ctx context.Context) error {
 		case delivered:
 			a.m.sent(ev.o)
 		case missed:
-			a.m.connected()
+			if a.out.is(ev.connection) {
+				a.out.open()
+				a.m.connected()
+			}
 		}
 	}
 	return a.apply(ctx)
@@ -256,22 +285,26 @@ func (a *Agent) receive(msg *mqttbus.Message) {
 	}
 	switch _, kind, _ := strings.Cut(msg.Topic, "/"); kind {
 	case "desiredstate":
-		var ds updateproto.DesiredState
+		var ds struct {
+			Domains []json.RawMessage `json:"domains"`
+		}
 		id, err := updateproto.Decode(msg.Payload, &ds)
 		var request json.RawMessage
 		if err == nil {
-			request, err = a.own(ds)
+			request, err = a.own(ds.Domains)
 		}
 		switch {
 		case id == "":
 			drop(err)
 		case err != nil:
-			a.m.reject(id, "desired state: "+err.Error())
+			a.m.reject(id, "desired state: "+err.Error(), true)
 		default:
-			a.m.request(id, request)
+			a.m.request(id, request, msg.Duplicate)
 		}
 	case "desiredstate/command":
-		var c updateproto.Command
+		var c struct { // the baseline is of no concern here
+			Command string `json:"command"`
+		}
 		id, err := updateproto.Decode(msg.Payload, &c)
 		_, known := stepOf(c.Command)
 		known = known || c.Command == updateproto.CommandCleanup || c.Command == updateproto.CommandRollback
@@ -279,9 +312,9 @@ func (a *Agent) receive(msg *mqttbus.Message) {
 		case id == "":
 			drop(err)
 		case err != nil:
-			a.m.reject(id, "command: "+err.Error())
+			a.m.reject(id, "command: "+err.Error(), false)
 		case !known:
-			a.m.reject(id, fmt.Sprintf("payload.command: %.40q is unknown, expected DOWNLOAD, UPDATE, ACTIVATE, CLEANUP or ROLLBACK", c.Command))
+			a.m.reject(id, fmt.Sprintf("payload.command: %.40q is unknown, expected DOWNLOAD, UPDATE, ACTIVATE, CLEANUP or ROLLBACK", c.Command), false)
 		default:
 			a.Log.Info("command", "activity", id, "command", c.Command)
 			a.m.command(id, c.Command)
@@ -298,12 +331,24 @@ func (a *Agent) receive(msg *mqttbus.Message) {
 	}
 }
 
-// own reduces a desired state to what this agent has to know and keep of it.
-func (a *Agent) own(ds updateproto.DesiredState) (json.RawMessage, error) {
+// own reduces the domains of a desired state to what this agent has to know and
+// keep. What the others are made of is theirs to judge.
+func (a *Agent) own(domains []json.RawMessage) (json.RawMessage, error) {
 	var own updateproto.DesiredState
-	for _, d := range ds.Domains {
-		if d.ID == a.Domain {
-			own.Domains = append(own.Domains, d)
+	for i, raw := range domains {
+		var d struct {
+			ID *string `json:"id"`
+		}
+		if err := json.Unmarshal(raw, &d); err != nil || d.ID == nil {
+			return nil, fmt.Errorf("payload.domains[%d]: expected an object with an id", i)
+		}
+		if *d.ID == a.Domain {
+			// Decoded like a message of its own, errors name what is wrong.
+			var domain updateproto.Domain
+			if err := (updateproto.Envelope{Payload: raw}).DecodePayload(&domain); err != nil {
+				return nil, fmt.Errorf("domain %q: %w", a.Domain, err)
+			}
+			own.Domains = append(own.Domains, domain)
 			break
 		}
 	}
@@ -318,9 +363,9 @@ func (a *Agent) own(ds updateproto.DesiredState) (json.RawMessage, error) {
 func (a *Agent) apply(ctx context.Context) error {
 	effects, dirty := a.m.take()
 	if dirty {
-		rec, err := json.Marshal(a.m.State)
+		rec, err := a.m.encode()
 		if err != nil {
-			return fmt.Errorf("encode journal: %w", err)
+			return err
 		}
 		if err := a.Journal.Save(rec); err != nil {
 			return err
@@ -448,6 +493,9 @@ func (a *Agent) publish(ctx context.Context) {
 		if err != nil {
 			return
 		}
+		if !a.out.is(it.connection) {
+			continue
+		}
 		data, err := updateproto.Encode(it.ID, time.Now(), it.Feedback)
 		if err != nil {
 			a.Log.Error("cannot encode feedback", "error", err)
@@ -466,34 +514,63 @@ func (a *Agent) publish(ctx context.Context) {
 				return
 			case <-time.After(time.Second):
 			}
-			a.post(ctx, missed{})
+			a.post(ctx, missed{it.connection})
 		}
 	}
 }
 
-// inventory publishes the inventory as often as it is wanted.
+// inventory publishes the inventory as often as it is wanted, and again until
+// it is complete.
 func (a *Agent) inventory(ctx context.Context) {
 	topic := Prefix(a.Domain) + "/currentstate"
+	var retry <-chan time.Time
+	var failed string // why the last one was not complete
 	for {
-		var id string
+		var ids []string
 		select {
 		case <-ctx.Done():
 			return
-		case id = <-a.wanted:
+		case <-retry:
+		case id := <-a.wanted:
+			ids = append(ids, id)
 		}
-		c, cancel := context.WithTimeout(ctx, 30*time.Second)
+		for more := true; more; { // one look serves all that wait
+			select {
+			case id := <-a.wanted:
+				if !slices.Contains(ids, id) {
+					ids = append(ids, id)
+				}
+			default:
+				more = false
+			}
+		}
+		c, cancel := context.WithTimeout(ctx, inventoryWait)
 		inv, err := a.Backend.Inventory(c)
 		cancel()
-		if err != nil {
-			a.Log.Warn("inventory may be incomplete", "error", err)
+		retry = nil
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			if err.Error() != failed {
+				a.Log.Warn("the inventory is not complete", "error", err)
+			}
+			failed, retry = err.Error(), time.After(2*inventoryWait)
+		case failed != "":
+			failed = ""
+			if len(ids) == 0 {
+				ids = append(ids, "")
+			}
 		}
-		data, err := updateproto.Encode(id, time.Now(), inv)
-		if err != nil {
-			a.Log.Error("cannot encode inventory", "error", err)
-			continue
-		}
-		if err := a.Bus.Publish(ctx, topic, true, data); err != nil && !errors.Is(err, mqttbus.ErrDown) {
-			a.Log.Warn("cannot publish inventory", "topic", topic, "error", err)
+		for _, id := range ids {
+			data, err := updateproto.Encode(id, time.Now(), inv)
+			if err != nil {
+				a.Log.Error("cannot encode inventory", "error", err)
+				continue
+			}
+			if err := a.Bus.Publish(ctx, topic, true, data); err != nil && !errors.Is(err, mqttbus.ErrDown) {
+				a.Log.Warn("cannot publish inventory", "topic", topic, "error", err)
+			}
 		}
 	}
 }

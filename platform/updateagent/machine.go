@@ -25,6 +25,7 @@ type effect struct {
 // gathers what follows from it and dirty whether State has to be saved first.
 type machine struct {
 	State
+	lastID      string // of any message; inventories carry it
 	identifying string // message of IDENTIFYING
 	verifying   bool   // the outcome of a reboot is being found out
 	effects     []effect
@@ -36,6 +37,20 @@ func (m *machine) take() (effects []effect, dirty bool) {
 	effects, dirty = m.effects, m.dirty
 	m.effects, m.dirty = nil, false
 	return effects, dirty
+}
+
+// encode returns the record for the journal. What no single bound keeps small
+// enough loses what can be done without.
+func (m *machine) encode() ([]byte, error) {
+	rec, err := json.Marshal(m.State)
+	if err == nil && len(rec) > Capacity {
+		m.shrink()
+		rec, err = json.Marshal(m.State)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("encode journal: %w", err)
+	}
+	return rec, nil
 }
 
 func (m *machine) publish(id string, f updateproto.Feedback) {
@@ -70,11 +85,24 @@ func (m *machine) resume() {
 // connected tells the other side where things stand: it may have missed
 // anything since the last connection.
 func (m *machine) connected() {
-	m.effects = append(m.effects, effect{inventory: &m.LastID})
+	m.effects = append(m.effects, effect{inventory: &m.lastID})
 	for _, o := range m.Unsent {
 		m.effects = append(m.effects, effect{publish: &o, last: true})
 	}
-	if a := m.Activity; a != nil && a.Last.Status != "" {
+	m.repeat()
+}
+
+// repeat says again where the activity stands. What was said before a reboot
+// is not repeated until it is known to be true after it.
+func (m *machine) repeat() {
+	a := m.Activity
+	switch {
+	case a == nil:
+	case m.verifying:
+		f := a.Last
+		f.Status, f.Message = updateproto.StatusActivating, "Finding out what became of the activation."
+		m.publish(a.ID, f)
+	default:
 		m.publish(a.ID, a.Last)
 	}
 }
@@ -90,45 +118,64 @@ func (m *machine) sent(o outgoing) {
 
 // inventoryWanted answers a request for the inventory, in every phase.
 func (m *machine) inventoryWanted(id string) {
-	m.LastID = id
+	m.lastID = id
 	m.effects = append(m.effects, effect{inventory: &id})
 }
 
-// request takes a desired state.
-func (m *machine) request(id string, payload json.RawMessage) {
+// request takes a desired state. One that is delivered again after its activity
+// has ended does not begin it again.
+func (m *machine) request(id string, payload json.RawMessage, duplicate bool) {
 	a := m.Activity
-	m.LastID = id
+	m.lastID = id
+	e, old := m.endedWith(id)
 	switch {
+	case a == nil && old && duplicate:
+		m.publish(id, feedback(e.Status, "The activity has ended already."))
 	case a == nil:
 		m.forget(id)
-		m.Activity = &Activity{ID: id, Request: payload, Last: m.identifyingFeedback()}
+		m.Activity = &Activity{ID: id, Origin: id, Request: payload, Last: m.identifyingFeedback()}
 		m.publish(id, m.Activity.Last)
 		m.start(Identifying)
 	case !a.knows(id):
 		m.refuseRequest(id, fmt.Sprintf("activity %q is under way (%s); it has to end first, for instance with ROLLBACK", a.ID, a.Phase.waitsFor()))
-	case sameJSON(a.Request, payload):
-		m.publish(a.ID, a.Last)
 	default:
-		m.warnf("desired state with the id %q of the activity under way but with other content is ignored", id)
-		m.publish(a.ID, a.Last)
+		if !sameJSON(a.Request, payload) {
+			m.warnf("desired state with the id %q of the activity under way but with other content is ignored", id)
+		}
+		m.repeat()
 	}
 }
 
-// reject answers a message that cannot be understood.
-func (m *machine) reject(id, why string) {
+// reject answers a message that cannot be understood: a desired state, or else a
+// command.
+func (m *machine) reject(id, why string, request bool) {
 	if a := m.Activity; a != nil && a.knows(id) {
 		// A failure of identification would end an update that goes on.
 		f := a.Last
-		f.Message = why
+		f.Message = clipText(why)
 		m.publish(a.ID, f)
 		return
 	}
-	m.refuseRequest(id, why)
+	if request {
+		m.refuseRequest(id, why)
+	} else {
+		m.identificationFailed(id, why)
+	}
 }
 
-func (m *machine) refuseRequest(id, why string) {
+func (m *machine) identificationFailed(id, why string) {
 	m.publish(id, m.identifyingFeedback())
-	m.publish(id, feedback(updateproto.StatusIdentificationFailed, why))
+	m.publish(id, feedback(updateproto.StatusIdentificationFailed, clipText(why)))
+}
+
+// refuseRequest also takes the id down: commands under it must not be taken
+// for those of the activity under way.
+func (m *machine) refuseRequest(id, why string) {
+	m.identificationFailed(id, why)
+	if e, old := m.endedWith(id); !old || e.Status != updateproto.StatusIdentificationFailed {
+		m.remember(ended{ID: id, Status: updateproto.StatusIdentificationFailed})
+		m.dirty = true
+	}
 }
 
 func (m *machine) identifyingFeedback() updateproto.Feedback {
@@ -142,7 +189,7 @@ func feedback(status, message string) updateproto.Feedback {
 // command takes one step of an update.
 func (m *machine) command(id, command string) {
 	a := m.Activity
-	m.LastID = id
+	m.lastID = id
 	if a == nil {
 		m.idle(id, command)
 		return
@@ -177,7 +224,7 @@ func (m *machine) mayAdopt(id, command string) bool {
 	return command == updateproto.CommandRollback && a.Phase != RollingBack && a.Phase != Cleaning || !a.Phase.working() || m.fits(command)
 }
 
-// adopt makes id the activity's own.
+// adopt makes id the one that the activity goes by.
 func (m *machine) adopt(id string) {
 	a := m.Activity
 	if a.ID == id {
@@ -185,13 +232,11 @@ func (m *machine) adopt(id string) {
 	}
 	if !a.knows(id) {
 		m.warnf("activity %q goes on under the id %q of a command", a.ID, id)
-		a.Adopted = append(a.Adopted, id)
-		if len(a.Aliases) >= maxAliases {
-			a.Aliases = a.Aliases[1:]
+		if len(a.Adopted) >= maxAdopted {
+			a.Adopted = a.Adopted[1:]
 		}
+		a.Adopted = append(a.Adopted, id)
 	}
-	a.Aliases = slices.DeleteFunc(a.Aliases, func(s string) bool { return s == id })
-	a.Aliases = append(a.Aliases, a.ID)
 	a.ID = id
 	m.dirty = true
 }
@@ -232,7 +277,7 @@ func (m *machine) forward(id, command string) {
 		m.start(s.work)
 	case a.Phase == s.work || a.Phase.passed(s.work):
 		m.adopt(id)
-		m.publish(a.ID, a.Last)
+		m.repeat()
 	case slices.Contains(a.Queue, queued{id, command}):
 	case m.fits(command):
 		m.enqueue(id, command)
@@ -276,12 +321,23 @@ func (m *machine) cleanup(id string) {
 	}
 }
 
+// expire ends an activity that nobody goes on with: a manager that was
+// restarted may have forgotten it, and no other could be served.
+func (m *machine) expire() {
+	a := m.Activity
+	if a == nil || !a.Phase.expires() {
+		return
+	}
+	m.warnf("activity %q has waited too long for a command and is given up", a.ID)
+	m.start(Cleaning)
+}
+
 // idle answers a command for which no activity is open.
 func (m *machine) idle(id, command string) {
 	e, old := m.endedWith(id)
 	switch {
 	case command == updateproto.CommandCleanup:
-		m.publish(id, feedback(updateproto.StatusCleanupSuccess, "There is nothing left to clean up."))
+		m.lastWord(id, feedback(updateproto.StatusCleanupSuccess, "There is nothing left to clean up."))
 	case old && command == updateproto.CommandRollback && e.Status == updateproto.StatusIncomplete:
 		m.publish(id, feedback(updateproto.StatusRollbackSuccess, "The activity has ended and nothing of it is in use."))
 	case old:
@@ -305,8 +361,8 @@ func (m *machine) refuse(id, command, why string) {
 // progress takes an intermediate feedback of the running work.
 func (m *machine) progress(f updateproto.Feedback) {
 	if a := m.Activity; a != nil {
-		a.Last = f
-		m.effects = append(m.effects, effect{publish: &outgoing{a.ID, f}, progress: true})
+		a.Last = clip(f)
+		m.effects = append(m.effects, effect{publish: &outgoing{a.ID, a.Last}, progress: true})
 	}
 }
 
@@ -327,15 +383,24 @@ func (m *machine) done(results []updateproto.Feedback) {
 	}
 	if m.verifying {
 		m.verifying = false
-		m.effects = append(m.effects, effect{inventory: &m.LastID})
+		m.effects = append(m.effects, effect{inventory: &m.lastID})
 	}
-	if len(results) == 0 { // a verification that found nothing to say
+	if len(results) == 0 { // a verification that found nothing new
+		m.repeat()
 		m.runQueue(a.Queue)
 		return
+	}
+	for i, f := range results {
+		results[i] = clip(f)
 	}
 	a.Last = results[0]
 	queue := a.Queue
 	switch {
+	case results[0].Status == updateproto.StatusRollbackFailure:
+		// It may be tried again; CLEANUP tries once more, and ends it.
+		a.Phase = Failed
+		m.dirty = true
+		m.publish(a.ID, results[0])
 	case a.Phase == RollingBack, a.Phase == Cleaning, len(results) > 1, results[0].Status == updateproto.StatusIdentificationFailed:
 		m.end(results)
 	default:
@@ -359,21 +424,24 @@ func (a *Activity) afterWork(status string) Phase {
 // end closes the activity with its last words.
 func (m *machine) end(results []updateproto.Feedback) {
 	a := m.Activity
-	m.Ended = append(m.Ended, ended{IDs: append([]string{a.ID}, a.Aliases...), Adopted: a.Adopted, Status: results[len(results)-1].Status})
-	if n := len(m.Ended) - maxEnded; n > 0 {
-		m.Ended = m.Ended[n:]
-	}
+	m.remember(ended{ID: a.Origin, Adopted: a.Adopted, Status: results[len(results)-1].Status})
 	for _, f := range results {
-		o := outgoing{a.ID, f}
-		m.Unsent = append(m.Unsent, o)
-		m.effects = append(m.effects, effect{publish: &o, last: true})
+		m.lastWord(a.ID, f)
 	}
+	m.Activity = nil
+	m.effects = append(m.effects, effect{inventory: &m.lastID})
+}
+
+// lastWord publishes what must arrive although no activity is open to repeat
+// it.
+func (m *machine) lastWord(id string, f updateproto.Feedback) {
+	o := outgoing{id, f}
+	m.Unsent = append(m.Unsent, o)
 	if n := len(m.Unsent) - maxUnsent; n > 0 {
 		m.Unsent = m.Unsent[n:]
 	}
-	m.Activity = nil
 	m.dirty = true
-	m.effects = append(m.effects, effect{inventory: &m.LastID})
+	m.effects = append(m.effects, effect{publish: &o, last: true})
 }
 
 // runQueue executes commands that came early, as far as it is their turn.

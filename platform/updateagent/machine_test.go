@@ -16,7 +16,9 @@ import (
 //
 //	ds ID        a desired state           get ID     wanted inventory
 //	CMD ID       a command                 up         connected
-//	ok, fail     outcome of the work       restart    from the saved state
+//	dup ID       it is delivered again     typo ID    a command that makes no sense
+//	bad ID       one that makes no sense   restart    from the saved state
+//	ok, fail     outcome of the work       expire     nobody has come for long
 //	nothing      outcome of a verification, or an identification without work
 //	taken        the broker has all that was published
 type script struct {
@@ -27,6 +29,9 @@ type script struct {
 	work  Phase
 	log   []string
 	sent  []outgoing
+	// repeated counts terminal statuses that were said again as nobody had
+	// heard them.
+	repeated int
 }
 
 func newScript(t *testing.T) *script {
@@ -54,6 +59,9 @@ func (s *script) results(ok bool) []updateproto.Feedback {
 		}
 		return []updateproto.Feedback{word("IDENTIFIED")}
 	case RollingBack:
+		if !ok {
+			return []updateproto.Feedback{word("ROLLBACK_FAILURE"), word("INCOMPLETE")}
+		}
 		return []updateproto.Feedback{word("ROLLBACK_SUCCESS"), word("INCOMPLETE")}
 	case Cleaning:
 		if s.m.Activity.Success {
@@ -76,13 +84,23 @@ func (s *script) results(ok bool) []updateproto.Feedback {
 func (s *script) do(event string) {
 	verb, id, _ := strings.Cut(event, " ")
 	switch verb {
-	case "ds":
-		s.m.request(id, json.RawMessage(`{"of":"`+strings.TrimSuffix(id, "'")+`"}`))
+	case "ds", "dup":
+		// Other content under the same id ends in a stroke.
+		s.m.request(strings.TrimSuffix(id, "'"), json.RawMessage(`{"of":"`+id+`"}`), verb == "dup")
 	case "get":
 		s.m.inventoryWanted(id)
 	case "bad":
-		s.m.reject(id, "bad")
+		s.m.reject(id, "bad", true)
+	case "typo":
+		s.m.reject(id, "bad", false)
+	case "expire":
+		s.m.expire()
 	case "up":
+		for _, o := range s.m.Unsent {
+			if strings.Contains("COMPLETED INCOMPLETE", o.Feedback.Status) {
+				s.repeated++
+			}
+		}
 		s.m.connected()
 	case "ok", "fail":
 		results := s.results(verb == "ok")
@@ -173,7 +191,7 @@ func TestProtocol(t *testing.T) {
 	}, {
 		"OtherContentUnderTheSameIDChangesNothing",
 		"ds a,ok,ds a',get z",
-		"a:IDENTIFYING <identifying> a:IDENTIFIED a':IDENTIFYING a':IDENTIFICATION_FAILED inventory:z",
+		"a:IDENTIFYING <identifying> a:IDENTIFIED a:IDENTIFIED inventory:z",
 	}, {
 		"RepeatedCommandIsAnsweredAndNotRepeated",
 		"ds a,ok,DOWNLOAD a,DOWNLOAD a,ok,DOWNLOAD a",
@@ -214,12 +232,42 @@ func TestProtocol(t *testing.T) {
 		"RebootIsVerifiedAndCleanupWaitsForIt",
 		"ds a,ok,DOWNLOAD a,ok,UPDATE a,ok,ACTIVATE a,ok,restart,up,CLEANUP a,fail,ok",
 		"a:IDENTIFYING <identifying> a:IDENTIFIED <downloading> a:DOWNLOAD_SUCCESS <updating> a:UPDATE_SUCCESS <activating> a:ACTIVATION_SUCCESS " +
-			"<activated> inventory: a:ACTIVATION_SUCCESS inventory:a a:ACTIVATION_FAILURE <cleaning> a:CLEANUP_SUCCESS a:INCOMPLETE inventory:a",
+			"<activated> inventory: a:ACTIVATING inventory:a a:ACTIVATION_FAILURE <cleaning> a:CLEANUP_SUCCESS a:INCOMPLETE inventory:a",
 	}, {
 		"RestartWithoutRebootSaysNothingNew",
 		"ds a,ok,DOWNLOAD a,ok,UPDATE a,ok,ACTIVATE a,ok,restart,nothing,CLEANUP a,ok",
 		"a:IDENTIFYING <identifying> a:IDENTIFIED <downloading> a:DOWNLOAD_SUCCESS <updating> a:UPDATE_SUCCESS <activating> a:ACTIVATION_SUCCESS " +
-			"<activated> inventory: <cleaning> a:CLEANUP_SUCCESS a:COMPLETE inventory:a",
+			"<activated> inventory: a:ACTIVATION_SUCCESS <cleaning> a:CLEANUP_SUCCESS a:COMPLETE inventory:a",
+	}, {
+		"ActivateAgainDuringVerificationIsNotAnsweredWithTheOldSuccess",
+		"ds a,ok,DOWNLOAD a,ok,UPDATE a,ok,ACTIVATE a,ok,restart,ACTIVATE a,ok,ACTIVATE a",
+		"a:IDENTIFYING <identifying> a:IDENTIFIED <downloading> a:DOWNLOAD_SUCCESS <updating> a:UPDATE_SUCCESS <activating> a:ACTIVATION_SUCCESS " +
+			"<activated> a:ACTIVATING inventory: a:ACTIVATION_SUCCESS a:ACTIVATION_SUCCESS",
+	}, {
+		"RefusedRequesterCannotCommandTheOther",
+		"ds a,ok,ds b,DOWNLOAD b,ROLLBACK b,CLEANUP b,DOWNLOAD a",
+		"a:IDENTIFYING <identifying> a:IDENTIFIED b:IDENTIFYING b:IDENTIFICATION_FAILED b:DOWNLOAD_FAILURE b:ROLLBACK_FAILURE b:CLEANUP_SUCCESS <downloading>",
+	}, {
+		"CommandMayBeCorrected",
+		"ds u,ok,typo 1,DOWNLOAD 1",
+		"u:IDENTIFYING <identifying> u:IDENTIFIED 1:IDENTIFYING 1:IDENTIFICATION_FAILED <downloading>",
+	}, {
+		"FailedRollbackCanBeRepeatedAndEndsWithCleanup",
+		"ds a,ok,ROLLBACK a,fail,ROLLBACK a,fail,CLEANUP a,ok",
+		"a:IDENTIFYING <identifying> a:IDENTIFIED <rolling back> a:ROLLBACK a:ROLLBACK_FAILURE <rolling back> a:ROLLBACK a:ROLLBACK_FAILURE <cleaning> a:CLEANUP_SUCCESS a:INCOMPLETE inventory:a",
+	}, {
+		"RequestDeliveredAgainDoesNotBeginAgain",
+		"ds a,nothing,dup a,ds a",
+		"a:IDENTIFYING <identifying> a:IDENTIFIED a:COMPLETED inventory:a a:COMPLETED a:IDENTIFYING <identifying>",
+	}, {
+		"OriginIsKnownHoweverManyIDsAreAdopted",
+		"ds a,ok,DOWNLOAD 1,DOWNLOAD 2,ok,DOWNLOAD 3,DOWNLOAD 4,DOWNLOAD 5,DOWNLOAD 6,ds a",
+		"a:IDENTIFYING <identifying> a:IDENTIFIED <downloading> 2:DOWNLOAD_FAILURE 1:DOWNLOAD_SUCCESS 3:DOWNLOAD_SUCCESS 4:DOWNLOAD_SUCCESS 5:DOWNLOAD_SUCCESS 6:DOWNLOAD_SUCCESS 6:DOWNLOAD_SUCCESS",
+	}, {
+		"ForgottenActivityIsGivenUpUnlessItIsInUse",
+		"ds a,expire,ok,expire,ok,ds b,ok,DOWNLOAD b,ok,UPDATE b,ok,ACTIVATE b,ok,expire,CLEANUP b",
+		"a:IDENTIFYING <identifying> a:IDENTIFIED <cleaning> a:CLEANUP_SUCCESS a:INCOMPLETE inventory:a " +
+			"b:IDENTIFYING <identifying> b:IDENTIFIED <downloading> b:DOWNLOAD_SUCCESS <updating> b:UPDATE_SUCCESS <activating> b:ACTIVATION_SUCCESS <cleaning>",
 	}, {
 		"LastWordsAreRepeatedUntilTheBrokerHasThem",
 		"ds a,nothing,restart,up,taken,restart,up",
@@ -286,7 +334,7 @@ func TestAnyOrderOfEventsEndsEachActivityOnce(t *testing.T) {
 			case k < 8 && s.work != "":
 				do([]string{"ok", "ok", "fail"}[r.IntN(3)])
 			case k == 8:
-				do("restart")
+				do([]string{"restart", "up", "expire"}[r.IntN(3)])
 			case k == 9:
 				do("taken")
 			}
@@ -294,7 +342,7 @@ func TestAnyOrderOfEventsEndsEachActivityOnce(t *testing.T) {
 				t.Fatalf("seed %d: phase %q with work %q after %v", seed, a.Phase, s.work, events)
 			}
 		}
-		terminals := 0
+		terminals := -s.repeated
 		for _, l := range s.log {
 			if _, status, ok := strings.Cut(l, ":"); ok && terminal[status] {
 				terminals++
@@ -316,5 +364,42 @@ func TestAnyOrderOfEventsEndsEachActivityOnce(t *testing.T) {
 		if s.m.Activity != nil {
 			t.Fatalf("seed %d: activity left in phase %s after %v", seed, s.m.Activity.Phase, events)
 		}
+	}
+}
+
+// Whatever a peer sends, the record fits into the journal and can be read back.
+func TestEverythingAPeerCanSendFitsIntoTheJournal(t *testing.T) {
+	s := newScript(t)
+	long := func(n int) string { return fmt.Sprintf("%0*d", updateproto.MaxActivityID, n) }
+	text := strings.Repeat("<", 1<<20)
+	for n := range 100 {
+		id := long(n)
+		s.m.request(id, json.RawMessage(`"`+strings.Repeat("x", maxRequest-2)+`"`), false)
+		s.m.note(json.RawMessage(`"` + strings.Repeat("x", maxNotes-2) + `"`))
+		for k := range 20 {
+			s.m.request(long(1000+k), nil, false)
+			s.m.command(long(2000+k), "DOWNLOAD")
+			s.m.command(long(3000+k), "UPDATE")
+			s.m.reject(long(4000+k), text, true)
+		}
+		f := updateproto.Feedback{Status: "IDENTIFIED", Message: text}
+		for range 500 {
+			f.Actions = append(f.Actions, updateproto.Action{Message: text})
+		}
+		s.m.done([]updateproto.Feedback{f})
+		s.m.progress(f)
+		if n%2 == 0 {
+			s.m.command(s.m.Activity.ID, "ROLLBACK")
+			s.m.done([]updateproto.Feedback{{Status: "ROLLBACK_SUCCESS"}, {Status: "INCOMPLETE", Message: text, Actions: f.Actions}})
+		}
+		rec, err := s.m.encode()
+		if err != nil || len(rec) > Capacity {
+			t.Fatalf("record of %d bytes, at most %d fit: %v", len(rec), Capacity, err)
+		}
+		var back State
+		if err := json.Unmarshal(rec, &back); err != nil {
+			t.Fatal(err)
+		}
+		s.m.take()
 	}
 }

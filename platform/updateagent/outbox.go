@@ -12,6 +12,8 @@ type item struct {
 	outgoing
 	last     bool // of State.Unsent
 	progress bool // may be left out
+
+	connection int
 }
 
 // maxWaiting is how many items may wait before progress is left out.
@@ -21,10 +23,11 @@ const maxWaiting = 64
 // publisher. While there is no connection it takes nothing in: at the next one
 // the machine repeats what matters.
 type outbox struct {
-	mu     sync.Mutex
-	closed bool
-	items  []item
-	wake   chan struct{}
+	mu         sync.Mutex
+	closed     bool
+	connection int // which one the items are for
+	items      []item
+	wake       chan struct{}
 }
 
 func (o *outbox) init() {
@@ -36,6 +39,16 @@ func (o *outbox) open() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.closed = false
+	o.connection++
+	o.items = nil
+}
+
+// is reports whether the connection is still the one of an item that could not
+// be sent.
+func (o *outbox) is(connection int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return !o.closed && o.connection == connection
 }
 
 func (o *outbox) close() {
@@ -51,9 +64,10 @@ func (o *outbox) add(it item) {
 	if o.closed {
 		return
 	}
-	if it.progress && len(o.items) >= maxWaiting {
+	if it.progress && len(o.items) >= maxWaiting || len(o.items) >= 10*maxWaiting {
 		return
 	}
+	it.connection = o.connection
 	o.items = append(o.items, it)
 	select {
 	case o.wake <- struct{}{}:

@@ -15,6 +15,7 @@ package updateagent
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"sdvbox/platform/updateproto"
 )
@@ -75,6 +76,12 @@ func (p Phase) working() bool {
 	return false
 }
 
+// expires reports whether an activity may be given up in this phase: nothing it
+// has done so far is in use.
+func (p Phase) expires() bool {
+	return p == Identified || p == Downloaded || p == Updated || p == Failed
+}
+
 // waitsFor says in words what an activity in this phase expects next.
 func (p Phase) waitsFor() string {
 	for _, s := range steps() {
@@ -109,8 +116,8 @@ func (p Phase) afterSuccess() Phase {
 // Activity is one update under way.
 type Activity struct {
 	ID      string          `json:"id"`                // as used in feedback now
-	Aliases []string        `json:"aliases,omitempty"` // other ids it was addressed with
-	Adopted []string        `json:"adopted,omitempty"` // those of them that came with a command only
+	Origin  string          `json:"origin"`            // of the desired state
+	Adopted []string        `json:"adopted,omitempty"` // ids that came with a command only, newest last
 	Request json.RawMessage `json:"request"`           // payload of the desired state
 	Phase   Phase           `json:"phase"`
 	// Success tells Cleaning whether it ends a successful update.
@@ -129,15 +136,19 @@ type queued struct {
 }
 
 func (a *Activity) knows(id string) bool {
-	return a.ID == id || slices.Contains(a.Aliases, id)
+	return a.Origin == id || slices.Contains(a.Adopted, id)
 }
 
 // ended is what is remembered of a finished activity: enough to refuse or to
 // answer again whoever comes back to it.
 type ended struct {
-	IDs     []string `json:"ids"`
+	ID      string   `json:"id"`
 	Adopted []string `json:"adopted,omitempty"`
 	Status  string   `json:"status"` // terminal status
+}
+
+func (e ended) knows(id string) bool {
+	return e.ID == id || slices.Contains(e.Adopted, id)
 }
 
 // outgoing is a feedback message on its way.
@@ -150,34 +161,71 @@ type outgoing struct {
 type State struct {
 	Version  int       `json:"version"`
 	Activity *Activity `json:"activity,omitempty"`
-	// Ended are finished activities, newest last.
+	// Ended are activities that are finished or were refused, newest last.
 	Ended []ended `json:"ended,omitempty"`
 	// Unsent are the last words of finished activities that the broker has
 	// not taken yet.
 	Unsent []outgoing `json:"unsent,omitempty"`
-	// LastID is the id last seen in any message; inventories carry it.
-	LastID string `json:"lastId,omitempty"`
 }
 
+// Bounds of what is kept. Everything a peer can send has to fit into the
+// journal.
 const (
 	stateVersion = 1
-	maxEnded     = 32
-	maxUnsent    = 16
+	maxEnded     = 16
+	maxUnsent    = 8
 	maxQueue     = 8
-	maxAliases   = 8
+	maxAdopted   = 4
+	maxText      = 1000 // bytes of a message
 )
 
 func (s *State) endedWith(id string) (ended, bool) {
 	for i := len(s.Ended) - 1; i >= 0; i-- {
-		if slices.Contains(s.Ended[i].IDs, id) {
+		if s.Ended[i].knows(id) {
 			return s.Ended[i], true
 		}
 	}
 	return ended{}, false
 }
 
+// remember adds to Ended.
+func (s *State) remember(e ended) {
+	s.Ended = append(s.Ended, e)
+	if n := len(s.Ended) - maxEnded; n > 0 {
+		s.Ended = s.Ended[n:]
+	}
+}
+
 // forget drops finished activities known as id, so that the id can be used
 // anew.
 func (s *State) forget(id string) {
-	s.Ended = slices.DeleteFunc(s.Ended, func(e ended) bool { return slices.Contains(e.IDs, id) })
+	s.Ended = slices.DeleteFunc(s.Ended, func(e ended) bool { return e.knows(id) })
+}
+
+// shrink drops what the agent can do without.
+func (s *State) shrink() {
+	s.Ended = nil
+	for i := range s.Unsent {
+		s.Unsent[i].Feedback.Actions = []updateproto.Action{}
+	}
+	if s.Activity != nil {
+		s.Activity.Last.Actions = []updateproto.Action{}
+	}
+}
+
+// clip shortens the texts of a feedback to what can be kept.
+func clip(f updateproto.Feedback) updateproto.Feedback {
+	f.Message = clipText(f.Message)
+	f.Actions = slices.Clone(f.Actions)
+	for i := range f.Actions {
+		f.Actions[i].Message = clipText(f.Actions[i].Message)
+	}
+	return f
+}
+
+func clipText(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "") + "..."
 }
