@@ -39,7 +39,7 @@ type result struct {
 	version  string
 	back     time.Duration // until it had judged its boot
 	end      string        // terminal status of the activity
-	version2 string        // that runs at the end
+	runs     string        // version at the end
 	err      error
 }
 
@@ -317,14 +317,14 @@ func (c *campaign) judge() (*verdict, error) {
 // check looks at what the update has come to.
 func (c *campaign) check(ctx context.Context, r *result, target string) error {
 	var err error
-	if r.version2, err = c.driver.Version(ctx); err != nil {
+	if r.runs, err = c.driver.Version(ctx); err != nil {
 		return err
 	}
 	if len(c.ends) != 1 {
 		return fmt.Errorf("%d terminal statuses: %q", len(c.ends), c.ends)
 	}
-	if r.end = c.ends[0]; r.end != updateproto.StatusComplete || r.version2 != target {
-		return fmt.Errorf("the update to version %s has ended with %s, version %s runs", target, r.end, r.version2)
+	if r.end = c.ends[0]; r.end != updateproto.StatusComplete || r.runs != target {
+		return fmt.Errorf("the update to version %s has ended with %s, version %s runs", target, r.end, r.runs)
 	}
 	v, err := c.judge()
 	if err != nil {
@@ -338,7 +338,7 @@ func (c *campaign) check(ctx context.Context, r *result, target string) error {
 
 func (r result) String() string {
 	s := fmt.Sprintf("%s after %.1f s (%s), %s with version %s back after %.1f s, %s with version %s",
-		phaseNames[r.phase], r.after.Seconds(), r.progress, r.slot, r.version, r.back.Seconds(), r.end, r.version2)
+		phaseNames[r.phase], r.after.Seconds(), r.progress, r.slot, r.version, r.back.Seconds(), r.end, r.runs)
 	if r.err != nil {
 		s += fmt.Sprintf(" FAILED: %v", r.err)
 	}
@@ -351,7 +351,7 @@ func (rs results) print(w io.Writer) {
 	fmt.Fprintln(t, "cut\tphase\tafter\tlast seen\tbooted\tafter\tend\truns")
 	for _, r := range rs {
 		fmt.Fprintf(t, "%d\t%s\t%.1f s\t%s\t%s, version %s\t%.1f s\t%s\tversion %s\n",
-			r.number, phaseNames[r.phase], r.after.Seconds(), r.progress, r.slot, r.version, r.back.Seconds(), r.end, r.version2)
+			r.number, phaseNames[r.phase], r.after.Seconds(), r.progress, r.slot, r.version, r.back.Seconds(), r.end, r.runs)
 	}
 	t.Flush()
 	for _, r := range rs {

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,7 +94,12 @@ func (l *lab) exhaustive(ctx context.Context, r *recording, only string, boot bo
 	for _, p := range r.Phases {
 		s.phases = append(s.phases, &tally{phase: p.Name})
 	}
-	err = replay(j.m, entries, j.weigh, true, func(st state) error { return cmp.Or(ctx.Err(), s.visit(st)) })
+	err = replay(j.m, entries, j.weigh, true, func(st state) error {
+		if err := s.visit(st); err != nil {
+			return err
+		}
+		return ctx.Err()
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -186,7 +186,6 @@ func (j *judge) boot(v *verdict) error {
 		version[name] = j.whole[name][j.slots[name].sum]
 		fmt.Fprintf(h, "%s %q", name, version[name])
 	}
-	v.key = string(h.Sum(nil))
 	st, copies, err := readEnv(j.m, j.layout, j.scratch)
 	for _, c := range copies {
 		h.Write(c)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,7 +14,7 @@ import (
 	"sdvbox/testing/vehicle"
 )
 
-// oldVersion is in slot A of a new vehicle and newVersion in slot B; updates go back and forth between two bundles.
+// A new vehicle has the old version in slot A; updates go back and forth between that and the new one.
 const (
 	oldVersion   = "1"
 	newVersion   = "2"
@@ -107,7 +108,7 @@ type booted struct {
 func watch(ctx context.Context, v *vehicle.VM) (booted, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootTime)
 	defer cancel()
-	m, err := v.WaitFor(ctx, `(?s)sdvbox: starting (?:the )?(\S+).*? \((\w+)\)(?:.*?)VEHICLE-CONFIRM code=(\d+) version=(\S+)`)
+	m, err := v.WaitFor(ctx, `(?s).*sdvbox: starting (?:the )?(\S+)[^(]*\((\w+)\).*VEHICLE-CONFIRM code=(\d+) version=(\S+)\s`)
 	if err != nil {
 		return booted{}, err
 	}
@@ -120,10 +121,14 @@ func watch(ctx context.Context, v *vehicle.VM) (booted, error) {
 
 // reset resets the vehicle in an instant: what has not been written to the disk by then never is. QEMU ends in good order.
 func reset(ctx context.Context, v *vehicle.VM) error {
-	if _, err := v.Run(ctx, "(sleep 0.3; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &"); err != nil {
-		return err
+	_, err := v.Run(ctx, "(sleep 0.3; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if failed := v.Wait(ctx); failed != nil {
+		return errors.Join(err, failed)
 	}
-	return v.Wait(ctx)
+	// The end may have overtaken the answer.
+	return nil
 }
 
 // dial connects to the broker of a vehicle and waits for its agent.

@@ -69,11 +69,17 @@ func run(ctx context.Context) error {
 		results.print(os.Stdout)
 		return err
 	}
-	failures := 0
-	for _, env := range []string{"short", "long"} {
-		if *only != "" && !strings.HasPrefix(*only, env+":") {
-			continue
+	envs := []string{"short", "long"}
+	name := ""
+	if *only != "" {
+		var env string
+		env, name, _ = strings.Cut(*only, ":")
+		if envs = []string{env}; environments[env] == nil && env != "short" || name == "" {
+			return fmt.Errorf("state %q: expected short: or long: and the name of a state", *only)
 		}
+	}
+	failures := 0
+	for _, env := range envs {
 		r, err := loadRecording(filepath.Join(*dir, env))
 		if errors.Is(err, fs.ErrNotExist) {
 			r, err = l.record(ctx, env)
@@ -81,7 +87,7 @@ func run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		f, err := l.exhaustive(ctx, r, strings.TrimPrefix(*only, env+":"), *boot)
+		f, err := l.exhaustive(ctx, r, name, *boot)
 		if err != nil {
 			return err
 		}

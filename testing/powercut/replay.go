@@ -32,8 +32,8 @@ const (
 )
 
 // replay brings the image into every state that a power cut during the recorded writes may leave, one after the other, and
-// calls visit in each. Without variants it visits the first kind of states only. The variants are about
-// the writes that have weight. At the end all writes are applied.
+// calls visit in each. Without variants it visits the first kind of states only; the others are about the writes that have
+// weight. At the end all writes are applied.
 //
 // It moves from one state to the next by writing and unwriting the difference.
 func replay(m *image, entries []entry, weigh func(entry) weight, variants bool, visit func(state) error) error {
