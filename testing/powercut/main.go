@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -74,9 +75,10 @@ func run(ctx context.Context) error {
 	if *only != "" {
 		var env string
 		env, name, _ = strings.Cut(*only, ":")
-		if envs = []string{env}; environments[env] == nil && env != "short" || name == "" {
+		if !slices.Contains(envs, env) || name == "" {
 			return fmt.Errorf("state %q: expected short: or long: and the name of a state", *only)
 		}
+		envs = []string{env}
 	}
 	failures := 0
 	for _, env := range envs {
