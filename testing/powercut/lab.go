@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"path/filepath"
 	"time"
 
 	"sdvbox/testing/ota"
@@ -36,12 +37,16 @@ type lab struct {
 	server  *http.Server
 }
 
+// newLab builds what the lab needs. It works in dir, by default in the cache.
 func newLab(ctx context.Context, dir string, logf func(string, ...any)) (*lab, error) {
 	b, err := vehicle.NewBuilder()
 	if err != nil {
 		return nil, err
 	}
 	b.Logf = logf
+	if dir == "" {
+		dir = filepath.Join(b.Cache, "powercut")
+	}
 	l := &lab{dir: dir, builder: b, images: map[string]string{}, bundles: map[string]string{}, logf: logf}
 	for _, v := range []string{oldVersion, newVersion, spareVersion} {
 		if l.images[v], err = b.Lean(ctx, v); err != nil {

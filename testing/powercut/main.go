@@ -10,8 +10,8 @@
 // in two, and judges every state of the disk that a power cut could have left, a lost cache of the disk included. One state of
 // each kind that the boot loader could tell apart is booted:
 //
-//	go run ./testing/powercut -exhaustive [-dir DIR]                 keep the recordings in DIR
-//	go run ./testing/powercut -exhaustive -dir DIR -state long:p7    only that state, of a recording that is there
+//	go run ./testing/powercut -exhaustive
+//	go run ./testing/powercut -exhaustive -state long:p7    only that state, of the last recording
 package main
 
 import (
@@ -19,7 +19,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -42,20 +41,12 @@ func run(ctx context.Context) error {
 	n := flag.Int("n", 4, "how often to cut the power")
 	seed := flag.Uint64("seed", 1, "chooses the moments")
 	all := flag.Bool("exhaustive", false, "record one update and judge every cut of it")
-	dir := flag.String("dir", "", "directory for disks and recording, kept; default: a temporary one")
+	dir := flag.String("dir", "", "directory for disks, logs and recordings; default: powercut in the cache of the vehicle")
 	only := flag.String("state", "", "judge and boot only this state, such as short:p7")
 	boot := flag.Bool("boot", true, "boot one state of each kind")
 	flag.Parse()
 	if flag.NArg() > 0 || *n < 1 {
 		return errors.New("expected no arguments, and at least one cut; see -h")
-	}
-	if *dir == "" {
-		tmp, err := os.MkdirTemp("", "powercut")
-		if err != nil {
-			return err
-		}
-		defer os.RemoveAll(tmp)
-		*dir = tmp
 	}
 	start := time.Now()
 	l, err := newLab(ctx, *dir, func(format string, a ...any) {
@@ -82,8 +73,10 @@ func run(ctx context.Context) error {
 	}
 	failures := 0
 	for _, env := range envs {
-		r, err := loadRecording(filepath.Join(*dir, env))
-		if errors.Is(err, fs.ErrNotExist) {
+		var r *recording
+		if name != "" {
+			r, err = loadRecording(filepath.Join(l.dir, env))
+		} else {
 			r, err = l.record(ctx, env)
 		}
 		if err != nil {

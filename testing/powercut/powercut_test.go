@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// newTestLab makes a lab whose disks are removed at the end.
-func newTestLab(t *testing.T) *lab {
+func newTestLab(t *testing.T, dir string) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("SDVBOX_REQUIRE") == "1" {
@@ -17,7 +16,7 @@ func newTestLab(t *testing.T) *lab {
 		}
 		t.Skip("only root can build a vehicle")
 	}
-	l, err := newLab(t.Context(), t.TempDir(), t.Logf)
+	l, err := newLab(t.Context(), dir, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +32,7 @@ func long(t *testing.T) {
 }
 
 func testCampaign(t *testing.T, n int, seed uint64) {
-	all, err := newTestLab(t).campaign(t.Context(), n, seed)
+	all, err := newTestLab(t, t.TempDir()).campaign(t.Context(), n, seed)
 	var table strings.Builder
 	all.print(&table)
 	t.Logf("seed %d\n%s", seed, table.String())
@@ -52,7 +51,7 @@ func TestKilledVehicleEndsItsUpdateEachTime(t *testing.T) {
 
 func TestNoCutOfAnUpdateDoesHarm(t *testing.T) {
 	long(t)
-	l := newTestLab(t)
+	l := newTestLab(t, "") // a state that fails can then be looked at with -state
 	for _, env := range []string{"short", "long"} {
 		r, err := l.record(t.Context(), env)
 		if err != nil {
