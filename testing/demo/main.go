@@ -258,13 +258,17 @@ func (d *demo) howTo() {
 	serialHost, serialPort, _ := net.SplitHostPort(d.vm.Serial())
 	pid := d.vm.PID()
 	d.vm.Detach()
+	sudo := "" // what root has started and made belongs to root
+	if os.Getenv("SUDO_USER") != "" {
+		sudo = "sudo "
+	}
 	fmt.Fprintf(d.out, `
-The vehicle goes on running (QEMU is process %d; end it with: kill %d).
+The vehicle goes on running (QEMU is process %d; end it with: %skill %d).
   MQTT     mosquitto_sub -h %s -p %s -v -t 'selfupdate/#'
   Shell    %s
   Serial   %s
   Disk     %s
-`, pid, pid, mqttHost, mqttPort, fmt.Sprintf("ssh -i %s -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -p %s root@%s", d.key, sshPort, sshHost), serialCommand(serialHost, serialPort), d.vm.Disk)
+`, pid, sudo, pid, mqttHost, mqttPort, sudo+fmt.Sprintf("ssh -i %s -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -p %s root@%s", d.key, sshPort, sshHost), serialCommand(serialHost, serialPort), d.vm.Disk)
 }
 
 func serialCommand(host, port string) string {
