@@ -268,7 +268,7 @@ func TestBriefReasonNamesEveryFailedGate(t *testing.T) {
 		results []health.Result
 		want    []string
 	}{
-		{[]health.Result{fail("data", long), {Name: "x", OK: true}, fail("rauc", long), fail("units", "ü" + long)},
+		{[]health.Result{fail("data", long), {Name: "x", OK: true}, fail("rauc", long), fail("units", "ü"+long)},
 			[]string{"data: very", "; rauc: very", "; units: ü"}},
 		{[]health.Result{fail("units", "none"), fail("health.d/brakes", "the brakes do not answer, neither on the left nor on the right side")},
 			[]string{"units: none; health.d/brakes: the brakes", "right side"}},
