@@ -15,8 +15,9 @@ FUZZTIME ?= 10s
 
 # The vehicle's files have owners, and RAUC mounts: both want root. Go's caches stay those of the user.
 ifneq ($(shell id -u),0)
-root = sudo env "PATH=$$PATH" "GOMODCACHE=$$(go env GOMODCACHE)" "GOPROXY=$$(go env GOPROXY)" "GOCACHE=$(abspath $(BUILD))/gocache" \
-	$(foreach v,SDVBOX_CACHE DEBIAN_MIRROR KEEP,$(if $($v),"$v=$($v)"))
+root = sudo env "PATH=$$PATH" "GOCACHE=$(abspath $(BUILD))/gocache" \
+	$$(go env GOMODCACHE GOPROXY GOSUMDB GOTOOLCHAIN GOFLAGS | paste -d= <(printf '%s\n' GOMODCACHE GOPROXY GOSUMDB GOTOOLCHAIN GOFLAGS) -) \
+	$(foreach v,SDVBOX_CACHE SDVBOX_ACCEL DEBIAN_MIRROR KEEP http_proxy https_proxy no_proxy,$(if $($v),"$v=$($v)"))
 endif
 
 applet  = sdvbox/platform/applet
@@ -60,7 +61,10 @@ install: $(BUILD)/linux-$(ARCH)/sdvbox $(box) ## install for ARCH below DESTDIR 
 		case $$f in *.preset) dir=system-preset;; *) dir=system;; esac; \
 		sed 's,/usr/\(bin\|lib/sdvbox\)/,$(PREFIX)/\1/,g' $$f | install -D -m 644 /dev/stdin $(systemddir)/$$dir/$${f#applets/*/}; \
 	done
-	for f in $(configs); do install -D -m 644 $$f $(DESTDIR)/etc/$${f#applets/*/etc/}; done
+	for f in $(configs); do \
+		to=$(DESTDIR)/etc/$${f#applets/*/etc/}; \
+		if [ -z "$(DESTDIR)" ] && [ -e $$to ]; then echo "keeping $$to"; else install -D -m 644 $$f $$to; fi; \
+	done
 	mkdir -p $(mandir) $(bashdir) $(zshdir) $(fishdir)
 	$(box) --completion zsh >$(zshdir)/_sdvbox
 	$(box) --completion bash >$(bashdir)/sdvbox
@@ -72,22 +76,25 @@ install: $(BUILD)/linux-$(ARCH)/sdvbox $(box) ## install for ARCH below DESTDIR 
 	done
 	$(box) --man sdvbox >$(mandir)/sdvbox.1
 
-.PHONY: demo
-demo: ## update a virtual vehicle from nothing; KEEP=1 leaves it running
-	go run ./testing/host vehicle
+# By the user, before root would write into the user's module cache.
+.PHONY: modules
+modules:
 	go mod download
+
+.PHONY: demo
+demo: modules ## update a virtual vehicle from nothing; KEEP=1 leaves it running
+	go run ./testing/host vehicle
 	$(root) go run ./testing/demo
 
 .PHONY: test
-test: ## run all tests, with real brokers, RAUC and virtual vehicles
+test: modules ## run all tests, with real brokers, RAUC and virtual vehicles
 	go run ./testing/host test vehicle
-	go mod download
 	$(root) env SDVBOX_REQUIRE=1 go test -timeout 10m $(TESTFLAGS) $$(go list ./... | grep -v /testing/)
 	$(root) env SDVBOX_REQUIRE=1 go test -timeout 20m -p 1 $(TESTFLAGS) ./testing/...
 	$(MAKE) fuzz
 
 .PHONY: test-long
-test-long: ## also run what takes hours: exhaustive power cuts, watchdog
+test-long: modules ## also run what takes hours: exhaustive power cuts, watchdog
 	go run ./testing/host test vehicle
 	$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 6h -p 1 $(TESTFLAGS) ./testing/...
 
@@ -98,12 +105,12 @@ fuzz: ## fuzz each target for FUZZTIME
 		echo "fuzz $$0 $$1: $$(tail -n 1 <<<"$$out")" || { echo "$$out"; exit 1; }'
 
 .PHONY: powercut
-powercut: ## kill a virtual vehicle N times in the middle of updates, at moments chosen by SEED
+powercut: modules ## kill a virtual vehicle N times in the middle of updates, at moments chosen by SEED
 	go run ./testing/host vehicle
 	$(root) go run ./testing/powercut -n $(or $(N),4) -seed $(or $(SEED),1)
 
 .PHONY: bench
-bench: ## measure size, start-up, memory and throughput
+bench: modules ## measure size, start-up, memory and throughput
 	go run ./testing/host test vehicle
 	$(root) env SDVBOX_REQUIRE=1 go test -timeout 1h -p 1 -run '^$$' -bench . ./...
 

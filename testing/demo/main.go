@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -32,8 +31,11 @@ func main() {
 	defer stop()
 	d := &demo{show: newShow(os.Stdout), keep: os.Getenv("KEEP") == "1"}
 	err := d.run(ctx)
-	if d.vm != nil && (err != nil || !d.keep) {
-		d.vm.Kill()
+	if err != nil || !d.keep {
+		if d.vm != nil {
+			d.vm.Kill()
+		}
+		os.RemoveAll(d.dir)
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "\ndemo: %v\n", err)
@@ -44,6 +46,7 @@ func main() {
 type demo struct {
 	*show
 	keep bool
+	dir  string // of this run: an earlier vehicle may still be running
 	key  string // opens the vehicle to ssh
 	vm   *vehicle.VM
 	bus  *ota.Driver
@@ -66,7 +69,10 @@ func (d *demo) run(ctx context.Context) error {
 			return err
 		}
 		d.key = keys.SSHPrivate
-		disk, bundle, err = build(ctx, b, filepath.Join(b.Cache, "demo"))
+		if d.dir, err = os.MkdirTemp(b.Cache, "demo-"); err != nil {
+			return err
+		}
+		disk, bundle, err = build(ctx, b, d.dir)
 		return err
 	})
 	if err != nil {
@@ -107,11 +113,8 @@ func (d *demo) run(ctx context.Context) error {
 	return nil
 }
 
-// build makes what is needed; the disk is a copy that this run may change.
+// build makes what is needed; the disk is a copy in dir that this run may change.
 func build(ctx context.Context, b *vehicle.Builder, dir string) (disk, bundle string, err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", "", err
-	}
 	images := map[string]string{}
 	for _, v := range []string{"1", "2"} {
 		if images[v], err = b.Image(ctx, vehicle.Image{Version: v}); err != nil {
@@ -268,12 +271,5 @@ The vehicle goes on running (QEMU is process %d; end it with: %skill %d).
   Shell    %s
   Serial   %s
   Disk     %s
-`, pid, sudo, pid, mqttHost, mqttPort, sudo+fmt.Sprintf("ssh -i %s -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -p %s root@%s", d.key, sshPort, sshHost), serialCommand(serialHost, serialPort), d.vm.Disk)
-}
-
-func serialCommand(host, port string) string {
-	if _, err := exec.LookPath("socat"); err == nil {
-		return fmt.Sprintf("socat -,raw,echo=0 tcp:%s:%s", host, port)
-	}
-	return fmt.Sprintf("telnet %s %s", host, port)
+`, pid, sudo, pid, mqttHost, mqttPort, sudo+fmt.Sprintf("ssh -i %s -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -p %s root@%s", d.key, sshPort, sshHost), fmt.Sprintf("socat -,raw,echo=0 tcp:%s:%s", serialHost, serialPort), d.vm.Disk)
 }

@@ -34,6 +34,8 @@ var groups = map[string][]pkg{
 		{"zstd", "rescue system"},
 		{"rauc", "signs bundles"},
 		{"mosquitto-clients", "the messages of the documentation, as printed"},
+		{"openssh-client", "to look into a vehicle that make demo has left running"},
+		{"socat", "its serial console"},
 	},
 	"lint": {
 		{"shellcheck", "boot scripts"},
