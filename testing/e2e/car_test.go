@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -131,12 +132,12 @@ func (c *car) must(err error) {
 	}
 }
 
-// run runs a command in the vehicle.
+// run runs a command in the vehicle and returns what it prints, without colours.
 func (c *car) run(command string) string {
 	c.t.Helper()
 	out, err := c.vm.Run(c.within(shortTime), command)
 	c.must(err)
-	return out
+	return regexp.MustCompile(`\x1b\[[0-9;]*m`).ReplaceAllString(out, "")
 }
 
 // expect checks that a text has all the parts.
