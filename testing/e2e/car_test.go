@@ -237,6 +237,9 @@ func (c *car) up(slot, version string) status {
 		}
 		if !s.OnTrial && s.Good == slot {
 			c.took(slot + " confirmed")
+			if v, err := c.bus.Version(ctx); err != nil || v != version {
+				c.t.Fatalf("the agent reports version %q, expected %s (%v)", v, version, err)
+			}
 			return s
 		}
 		select {
@@ -263,28 +266,27 @@ func (c *car) activated(id, version, url string) {
 	}
 }
 
-// rolledBack is what a manager does that resumes after a reboot: it asks how the activation went until that is known, and
-// then cleans up. It returns why the new slot was given up.
+// rolledBack is what a manager does that resumes after a reboot: it asks how the activation went, and then cleans up. It
+// returns why the new slot was given up.
 func (c *car) rolledBack(id string) string {
 	c.t.Helper()
-	ctx := c.within(shortTime)
-	for {
-		f, err := c.bus.Step(ctx, id, "ACTIVATE")
-		c.must(err)
-		if f.Status == "ACTIVATION_FAILURE" {
-			why, ok := strings.CutPrefix(f.Message, "rolled back: ")
-			if !ok || f.Detail() != f.Message {
-				c.t.Errorf("after the fallback the agent says %q and %q", f.Message, f.Detail())
-			}
-			end, err := c.bus.Step(ctx, id, "CLEANUP")
-			c.must(err)
-			if end.Status != "INCOMPLETE" || end.Detail() != f.Message || c.bus.Terminals(id) != 1 {
-				c.t.Errorf("the activity ends with %s: %s (%d terminal statuses)", end.Status, end.Detail(), c.bus.Terminals(id))
-			}
-			return why
-		}
-		// The agent is still finding out.
-		time.Sleep(500 * time.Millisecond)
+	f, err := c.bus.Step(c.within(shortTime), id, "ACTIVATE")
+	c.must(err)
+	why, ok := strings.CutPrefix(f.Message, "rolled back: ")
+	if f.Status != "ACTIVATION_FAILURE" || !ok || f.Detail() != f.Message {
+		c.t.Errorf("after the fallback the agent says %s: %q and %q", f.Status, f.Message, f.Detail())
+	}
+	c.cleanup(id, "INCOMPLETE", f.Message)
+	return why
+}
+
+// cleanup ends an activity and checks how it ends.
+func (c *car) cleanup(id, status, detail string) {
+	c.t.Helper()
+	f, err := c.bus.Step(c.within(shortTime), id, "CLEANUP")
+	c.must(err)
+	if f.Status != status || f.Detail() != detail || c.bus.Terminals(id) != 1 {
+		c.t.Errorf("activity %s ends with %s: %s (%d terminal statuses)", id, f.Status, f.Detail(), c.bus.Terminals(id))
 	}
 }
 

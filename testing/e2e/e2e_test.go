@@ -182,9 +182,7 @@ func TestLifeOfAVehicle(t *testing.T) {
 		c.activated("back", "1", o.offer("one", file{path: p.one}))
 		c.reboot()
 		c.up("SDV_A", "1")
-		if f, err := c.bus.Step(c.within(shortTime), "back", "CLEANUP"); err != nil || f.Status != "COMPLETE" {
-			c.t.Errorf("%s: %s (%v)", f.Status, f.Detail(), err)
-		}
+		c.cleanup("back", "COMPLETE", "Self-update agent has activated the new OS image.")
 	})
 	c.step("RAUCForcesTheOtherSlot", func() {
 		c.run("rauc status mark-bad booted")
@@ -413,7 +411,7 @@ func (c *car) freezes(id string) {
 	c.reboot()
 	for range 3 {
 		c.grub("SDV_B (first)")
-		_, err := c.vm.WaitFor(c.within(bootTime), `VEHICLE-READY`)
+		_, err := c.vm.WaitFor(c.within(bootTime), `freeze\.service`)
 		c.must(err)
 		c.next()
 		c.took("reset by the watchdog")
@@ -430,9 +428,6 @@ func (c *car) updated(s status) {
 	}
 	c.expect("rauc status", c.run("rauc status"), "Booted from: rootfs.1 (SDV_B)", "Activated: rootfs.1 (SDV_B)", "boot status: good")
 	c.expect("journal", c.run("journalctl --no-pager -b -u sdvbox-confirm"), "SDV_B is on trial, 2 of 3 attempts left", "SDV_B is confirmed")
-	if v, err := c.bus.Version(c.within(shortTime)); err != nil || v != "2" {
-		c.t.Errorf("inventory: version %q (%v)", v, err)
-	}
 }
 
 // rescued checks what the rescue system says.
