@@ -32,6 +32,8 @@
 // it and GRUB's save_env refuses to build on it. The boot script saves into
 // the copy that is not the current one and lists SDV_SEQ and SDV_END; as GRUB
 // writes both sectors as it likes, the two must agree for the copy to count.
+// Where only the current copy can be written, script and
+// writer change that one in place under its old number.
 // A variable which the script does not list keeps the value it has in that
 // copy: the one from before the last update if the power failed between the
 // two copies of it.
@@ -54,6 +56,7 @@ package bootenv
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
@@ -79,13 +82,43 @@ func (k Kind) String() string {
 // ErrInvalid means that no copy of an environment can be used.
 var ErrInvalid = errors.New("no valid boot environment")
 
-// invalid is ErrInvalid with the error of each copy.
-func invalid(copies []error) error {
-	format, args := "%w: %w", []any{ErrInvalid, copies[0]}
-	for _, err := range copies[1:] {
-		format, args = format+"; %w", append(args, err)
+// invalidError is ErrInvalid with the error of each copy.
+type invalidError []error
+
+func invalid(copies []error) error { return invalidError(copies) }
+
+func (e invalidError) Error() string {
+	text, sep := ErrInvalid.Error(), ": "
+	for _, err := range e {
+		text, sep = text+sep+err.Error(), "; "
 	}
-	return fmt.Errorf(format, args...)
+	return text
+}
+
+func (e invalidError) Unwrap() []error { return append([]error{ErrInvalid}, e...) }
+
+// Lost reports whether err, from a method of s, says that the environment is
+// gone for good: the copies could be read and hold nonsense. Copies that the
+// medium does not give out may come back. Files that are all missing are lost
+// only where the file system that GRUB keeps them on is mounted.
+func Lost(s Store, err error) bool {
+	var copies invalidError
+	if !errors.As(err, &copies) {
+		return false
+	}
+	missing := 0
+	for _, err := range copies {
+		if errors.Is(err, fs.ErrNotExist) {
+			missing++
+		} else if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+			return false
+		}
+	}
+	if missing < len(copies) {
+		return true
+	}
+	g, ok := s.(*grubStore)
+	return ok && !g.absent()
 }
 
 // Store is a boot environment on a medium.

@@ -234,7 +234,10 @@ func rank(name string) int {
 	return 3
 }
 
-// write stores vars as successor of the copy cur, which it replaces last.
+// write stores vars as successor of the copy cur, which it replaces last. A
+// medium on which only one of the two can be written still takes them: where
+// that is the current one it keeps its number, as it does when the boot script
+// has to save there: the other one, if it is whole, must stay the older.
 func (s *grubStore) write(copies []*grubCopy, cur *grubCopy, vars *Vars) error {
 	if len(copies) == 1 {
 		block, err := FormatGrub(vars)
@@ -248,14 +251,25 @@ func (s *grubStore) write(copies []*grubCopy, cur *grubCopy, vars *Vars) error {
 	if err != nil {
 		return err
 	}
-	order := []int{1, 0}
+	spare, current := s.paths[1], s.paths[0]
 	if cur == copies[1] {
-		order = []int{0, 1}
+		spare, current = current, spare
 	}
-	for _, i := range order {
-		if err := s.writeCopy(s.paths[i], block); err != nil {
-			return err
-		}
+	spareErr := s.writeCopy(spare, block)
+	if spareErr == nil {
+		// From now on the spare one counts, so the change is made.
+		_ = s.writeCopy(current, block)
+		return nil
+	}
+	if cur.err != nil {
+		return errors.Join(spareErr, s.writeCopy(current, block))
+	}
+	if block, err = formatCopy(vars, cur.seq); err != nil {
+		return err
+	}
+	// There is nothing to go back to, so the header is not blanked before.
+	if err := s.writeSingle(current, block); err != nil {
+		return errors.Join(spareErr, err)
 	}
 	return nil
 }
@@ -281,7 +295,7 @@ func (s *grubStore) writeCopy(path string, block []byte) error {
 	})
 }
 
-// writeSingle replaces a file that has no second copy.
+// writeSingle replaces a file that has no second copy, or none to rely on.
 func (s *grubStore) writeSingle(path string, block []byte) error {
 	return edit(path, true, s.watch, func(w *writer) {
 		old := w.read(0, maxGrub)
@@ -292,4 +306,12 @@ func (s *grubStore) writeSingle(path string, block []byte) error {
 		w.sync()
 		w.verify(block, 0)
 	})
+}
+
+// absent reports whether the directory of the environment is only the place
+// where its file system is still to be mounted.
+func (s *grubStore) absent() bool {
+	dir := filepath.Dir(s.paths[0])
+	var here, above unix.Stat_t
+	return unix.Stat(dir, &here) != nil || unix.Stat(filepath.Join(dir, ".."), &above) != nil || here.Dev == above.Dev
 }

@@ -234,6 +234,114 @@ func TestRepairRewritesTheBadCopy(t *testing.T) {
 	}
 }
 
+// A copy that cannot be written, here for being a directory, costs the safety
+// against power cuts but not the change. Which file it is makes no difference,
+// nor which one is current.
+func TestUpdateDoesWithOneWritableCopy(t *testing.T) {
+	for broken := range 2 {
+		for _, seq := range []int{plain, 0, 3} {
+			for _, large := range []string{"", strings.Repeat("l", 600)} {
+				files := [][]byte{numbered(seq, "old"), numbered(seq, "old")}
+				files[broken] = nil
+				s := pair(t, files[0], files[1])
+				if err := os.Mkdir(s.paths[broken], 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.Repair(); err == nil {
+					t.Error("a directory was repaired")
+				}
+				for _, value := range []string{"new", "newer"} {
+					if err := s.Update(set("X", value, "large", large)); err != nil {
+						t.Fatalf("copy %d broken: %v", broken+1, err)
+					}
+					c := parseCopy(readFile(t, s.paths[1-broken]))
+					if c.err != nil || c.seq != seq || c.vars.Get("X") != value || mustLoad(t, s).Get("X") != value {
+						t.Errorf("copy %d broken: number %d became %+v", broken+1, seq, c)
+					}
+				}
+			}
+		}
+	}
+	// The other copy is whole but older, and stays what it is.
+	s := pair(t, numbered(1, "old"), numbered(2, "current"))
+	s.watch = func(st step) {
+		if st.path == s.paths[0] {
+			t.Error("wrote to the first copy")
+		}
+	}
+	if err := unwritable(t, s.paths[0], func() error { return s.Update(set("X", "new")) }); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustLoad(t, s).Get("X"); got != "new" {
+		t.Errorf("loaded %q", got)
+	}
+	// Neither can be written.
+	err := unwritable(t, s.paths[0], func() error {
+		return unwritable(t, s.paths[1], func() error { return s.Update(set("X", "newest")) })
+	})
+	if err == nil || !strings.Contains(err.Error(), s.paths[0]) || !strings.Contains(err.Error(), s.paths[1]) {
+		t.Errorf("got %v, want an error about both copies", err)
+	}
+}
+
+// unwritable calls f while path is, even for root, read-only: it is mounted so.
+func unwritable(t *testing.T, path string, f func() error) error {
+	t.Helper()
+	err := unix.Mount(path, path, "", unix.MS_BIND, "")
+	if err == nil {
+		defer unix.Unmount(path, unix.MNT_DETACH)
+		err = unix.Mount("", path, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	}
+	if errors.Is(err, unix.EPERM) && os.Getenv("SDVBOX_REQUIRE") != "1" {
+		t.Skipf("cannot make a file read-only: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f()
+}
+
+func TestLostIsOnlyWhatCouldBeRead(t *testing.T) {
+	for _, test := range []struct {
+		name          string
+		first, second []byte
+		directory     bool // in place of the first file: reading it is an I/O error
+		want          bool
+	}{
+		{"both torn", []byte("torn"), []byte{}, false, true},
+		{"one torn, one missing", nil, []byte("torn"), false, true},
+		{"one torn, one unreadable", nil, []byte("torn"), true, false},
+		{"one missing, one unreadable", nil, nil, true, false},
+		{"both missing where nothing is mounted", nil, nil, false, false},
+		{"valid", numbered(1, "1"), nil, false, false},
+	} {
+		s := pair(t, test.first, test.second)
+		if test.directory {
+			if err := os.Mkdir(s.paths[0], 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := s.Load()
+		if got := Lost(s, err); got != test.want {
+			t.Errorf("%s: %v (%v)", test.name, got, err)
+		}
+	}
+	mounted := newPair("/proc/grubenv") // a mount point without these files
+	if _, err := mounted.Load(); !Lost(mounted, err) {
+		t.Errorf("both missing on a mounted file system: %v", err)
+	}
+	u, path := newUBoot(t, "0 0x400", "0x400 0x400")
+	if _, err := u.Load(); !Lost(u, err) {
+		t.Errorf("U-Boot, wrong sum: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Load(); Lost(u, err) {
+		t.Errorf("U-Boot, no device: %v", err)
+	}
+}
+
 // The file keeps its place on the medium: a boot loader that knows the blocks
 // finds the new content.
 func TestFilesAreWrittenInPlace(t *testing.T) {

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/rauc"
 	"sdvbox/platform/systemd"
@@ -24,7 +27,8 @@ func Writable(dir string) Check {
 		Hint:    "see the kernel messages about the disk, df " + dir + ", and whether it is mounted read-only",
 		Timeout: 30 * time.Second,
 		Run: func(context.Context) error {
-			f, err := os.CreateTemp(dir, ".sdvbox-health-")
+			// Always the same name: a power cut leaves it behind.
+			f, err := os.OpenFile(filepath.Join(dir, ".sdvbox-health"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 			if err != nil {
 				return err
 			}

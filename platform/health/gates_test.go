@@ -47,6 +47,15 @@ func TestWritableLeavesNothingBehind(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 	expect(t, "missing", judge(t, Writable(filepath.Join(dir, "none"))), "no such file")
+
+	killed := filepath.Join(dir, ".sdvbox-health")
+	if err := os.WriteFile(killed, []byte("from before a power cut"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "after a power cut", judge(t, Writable(dir)), "")
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Errorf("left behind after a power cut: %v", left)
+	}
 }
 
 func TestRAUCGateFollowsTheService(t *testing.T) {
