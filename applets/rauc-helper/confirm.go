@@ -32,7 +32,7 @@ func confirmCommand(m machine) applet.Command {
 	return applet.Command{
 		Name:    "confirm",
 		Summary: "judge a slot on trial by its health: make it good, or go back to the other one",
-		Description: `Runs once in each boot, as sdvbox-confirm.service. A slot on trial is confirmed as soon as all gates pass at the same time. If they do not until the deadline, and another slot can be booted, the slot is marked bad with the reason, and the machine reboots into the other one; if none can be booted, the slot keeps running. A slot that has been confirmed before gets its attempts back at once; gates that fail there are reported and have no other consequence. The command fails when gates did not pass, or when the verdict could not be saved.
+		Description: `Runs once in each boot, as sdvbox-confirm.service. A slot on trial is confirmed as soon as all gates pass at the same time. If they do not until the deadline, and another slot can be booted, the slot is marked bad with the reason, and the machine reboots into the other one; if none can be booted, the slot keeps running. A slot that cannot use the boot environment until the deadline, but was started on trial as the boot loader says on the kernel command line, is left by a reboot as well: the boot loader counts the starts. A slot that has been confirmed before gets its attempts back at once; gates that fail there are reported and have no other consequence. The command fails when gates did not pass, or when the verdict could not be saved.
 
 The gates:
 
@@ -63,7 +63,7 @@ The configuration is a JSON object; all members are optional:
 			o.apply(&conf)
 			booted, reason := m.booted()
 			k := &confirmation{
-				booted: booted, reason: reason, spec: o.Bootenv, log: log, reboot: m.reboot,
+				booted: booted, reason: reason, trial: m.trial(), spec: o.Bootenv, log: log, reboot: m.reboot,
 				deadline: time.Duration(conf.Deadline), interval: time.Duration(conf.Interval),
 				gates: func() []health.Check { return m.gates(conf) },
 			}
@@ -108,11 +108,13 @@ func (m machine) gates(c config) []health.Check {
 // confirmation is the judgement of one boot.
 type confirmation struct {
 	booted, reason     string // by the kernel command line
+	trial              bool   // so says the boot loader, and that it counts starts
 	spec               string // of the boot environment
 	deadline, interval time.Duration
 	gates              func() []health.Check
 	reboot             func(context.Context) error
 	log                logger
+	said               string // the last warning
 }
 
 // Verdict is what confirm --output json prints.
@@ -125,10 +127,10 @@ type Verdict struct {
 
 // The verdicts.
 const (
-	verdictNone     = "none"     // nothing to judge, or somebody else has judged
+	verdictNone     = "none"     // nothing to judge, somebody else has judged, or the verdict could not be saved
 	verdictGood     = "good"     // all gates have passed
 	verdictUnwell   = "unwell"   // gates fail, and there is nothing to be done about it
-	verdictRejected = "rejected" // gates fail, the slot is bad and the machine reboots
+	verdictRejected = "rejected" // gates fail, or the boot environment cannot be used, and the machine reboots
 )
 
 func (k *confirmation) run(ctx context.Context) (v Verdict, err error) {
@@ -142,7 +144,14 @@ func (k *confirmation) run(ctx context.Context) (v Verdict, err error) {
 	defer cancel()
 	store, st, err := k.prepare(limit)
 	if err != nil {
-		return v, fmt.Errorf("confirm %s: %w", k.booted, err)
+		err = fmt.Errorf("confirm %s: %w", k.booted, err)
+		if !k.trial || ctx.Err() != nil {
+			return v, err
+		}
+		v.OnTrial = true
+		k.log.warn("%s is on trial and cannot use the boot environment; rebooting", k.booted)
+		v, rebootErr := k.leave(ctx, v)
+		return v, errors.Join(err, rebootErr)
 	}
 	v.OnTrial = st.OnTrial(k.booted)
 	if v.OnTrial {
@@ -178,11 +187,11 @@ func (k *confirmation) run(ctx context.Context) (v Verdict, err error) {
 			return v, nil
 		}
 		if limit.Err() != nil && ctx.Err() == nil {
-			return k.fail(ctx, store, v)
+			return k.fail(ctx, store, st, v)
 		}
 	}
-	v.Verdict = verdictGood
 	if !v.OnTrial {
+		v.Verdict = verdictGood
 		k.log.info("%s is healthy", k.booted)
 		return v, nil
 	}
@@ -196,6 +205,7 @@ func (k *confirmation) run(ctx context.Context) (v Verdict, err error) {
 	if err != nil {
 		return v, fmt.Errorf("%s is healthy, but cannot be confirmed: %w", k.booted, err)
 	}
+	v.Verdict = verdictGood
 	k.log.info("%s is confirmed, %v after the judgement began", k.booted, time.Since(begin).Round(100*time.Millisecond))
 	return v, nil
 }
@@ -203,7 +213,7 @@ func (k *confirmation) run(ctx context.Context) (v Verdict, err error) {
 // prepare opens the environment as soon as it can be read, makes it whole, and settles what the start itself has shown: a
 // confirmed slot has its attempts back, and slots that the boot loader tried in vain before are bad.
 func (k *confirmation) prepare(ctx context.Context) (store bootenv.Store, st slots.State, err error) {
-	for said := ""; ; {
+	for {
 		if store, err = k.open(); err == nil {
 			err = change(store, func(s *slots.State) error {
 				if err := known(*s, k.booted); err != nil {
@@ -217,10 +227,7 @@ func (k *confirmation) prepare(ctx context.Context) (store bootenv.Store, st slo
 		if err == nil || ctx.Err() != nil {
 			return store, st, err
 		}
-		if err.Error() != said {
-			k.log.warn("%v", err)
-			said = err.Error()
-		}
+		k.warn(err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(k.interval):
@@ -228,35 +235,44 @@ func (k *confirmation) prepare(ctx context.Context) (store bootenv.Store, st slo
 	}
 }
 
-// open opens and repairs the environment. A lost one is made anew with the running slot as the only one: what the others hold
-// is unknown.
+// warn says what keeps the judgement from its work, once as long as it stays the same.
+func (k *confirmation) warn(err error) {
+	if text := err.Error(); text != k.said {
+		k.log.warn("%s", text)
+		k.said = text
+	}
+}
+
+// open opens and repairs the environment. A lost one is made anew with the running slot as the first one; that nothing is
+// known of the other is no reason to do without it.
 func (k *confirmation) open() (bootenv.Store, error) {
 	store, err := bootenv.Open(k.spec)
 	if err != nil {
 		return nil, err
 	}
 	changed, err := repair(store)
-	if errors.Is(err, bootenv.ErrInvalid) {
+	if bootenv.Lost(store, err) {
 		st := slots.New(slots.Names[:]...)
-		for _, name := range st.Order {
-			if name != k.booted {
-				st.MarkBad(name, "the boot environment was lost while "+k.booted+" was running")
-			}
-		}
 		st.SetPrimary(k.booted)
 		var vars bootenv.Vars
 		st.Encode(&vars, store.Kind())
 		changed, err = true, bootenv.Create(store.String(), &vars)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("repair %s: %w", store, err)
-	}
-	if changed {
+		err = fmt.Errorf("repair %s: %w", store, err)
+		if _, loadErr := store.Load(); loadErr != nil {
+			return nil, err
+		}
+		// One copy is enough to go on.
+		k.warn(err)
+	} else if changed {
 		k.log.warn("%s was damaged and has been repaired", store)
 	}
 	return store, nil
 }
 
+// settle also keeps the confirmed slot as it is when the boot loader has passed it over: the running one has proven nothing
+// yet. Once it has, the next start finds that the other is not the confirmed one any more.
 func (k *confirmation) settle(st *slots.State) {
 	if !st.OnTrial(k.booted) && st.Slots[k.booted].OK {
 		st.MarkGood(k.booted)
@@ -277,7 +293,11 @@ func (k *confirmation) settle(st *slots.State) {
 		if slot.Tries == slots.MaxTries {
 			why = fmt.Sprintf("was started %d times and never confirmed: panic, hang or power loss", slots.MaxTries)
 		}
-		st.MarkBad(name, why)
+		if name == st.Good {
+			st.Blame(name, why)
+		} else {
+			st.MarkBad(name, why)
+		}
 		k.log.warn("fallback to %s: %s %s", k.booted, name, why)
 	}
 }
@@ -302,14 +322,14 @@ func (k *confirmation) judged(store bootenv.Store) bool {
 	return true
 }
 
-// fail ends a judgement whose gates did not pass.
-func (k *confirmation) fail(ctx context.Context, store bootenv.Store, v Verdict) (Verdict, error) {
+// fail ends a judgement whose gates did not pass; st is what the environment said when it began.
+func (k *confirmation) fail(ctx context.Context, store bootenv.Store, st slots.State, v Verdict) (Verdict, error) {
 	v.Verdict = verdictUnwell
 	why := fmt.Sprintf("not healthy after %v: %s", k.deadline, health.Failed(v.Gates))
 	if !v.OnTrial {
 		return v, fmt.Errorf("%s is %s; it keeps running, as it has been confirmed before", k.booted, why)
 	}
-	var other string
+	other, _ := st.Alternative(k.booted)
 	err := change(store, func(st *slots.State) error {
 		if other, _ = st.Alternative(k.booted); other != "" {
 			st.MarkBad(k.booted, brief(v.Gates))
@@ -326,8 +346,13 @@ func (k *confirmation) fail(ctx context.Context, store bootenv.Store, v Verdict)
 		// The boot loader counts attempts by itself, so this cannot go on for ever.
 		k.log.warn("%s cannot be marked bad: %v", k.booted, err)
 	}
-	v.Verdict = verdictRejected
 	k.log.warn("%s is %s; rebooting into %s", k.booted, why, other)
+	return k.leave(ctx, v)
+}
+
+// leave reboots.
+func (k *confirmation) leave(ctx context.Context, v Verdict) (Verdict, error) {
+	v.Verdict = verdictRejected
 	if err := k.reboot(context.WithoutCancel(ctx)); err != nil {
 		return v, err
 	}

@@ -35,7 +35,7 @@ func (r *rig) judge(rounds int, deadline time.Duration, each ...func(round int))
 	var round atomic.Int32
 	booted, reason := r.booted()
 	k := &confirmation{
-		booted: booted, reason: reason, spec: r.spec, log: logger{w: &log}, reboot: r.reboot,
+		booted: booted, reason: reason, trial: r.trial(), spec: r.spec, log: logger{w: &log}, reboot: r.reboot,
 		deadline: deadline, interval: time.Millisecond,
 		gates: func() []health.Check {
 			n := int(round.Add(1))
@@ -135,7 +135,7 @@ func TestSickSlotStaysWhereNoOtherCanBeBooted(t *testing.T) {
 		t.Errorf("%+v, %v, %d reboots", v, err, r.reboots)
 	}
 	// It boots, so its attempts must not run out and leave the vehicle in the rescue system.
-	r.expect("after", "SDV_B+0 SDV_A-0 good=SDV_A why=SDV_A worn out")
+	r.expect("after", "SDV_B+0 SDV_A-0 why=SDV_A worn out")
 }
 
 func TestMarksBySomebodyElseAreRespected(t *testing.T) {
@@ -160,8 +160,8 @@ func TestMarksBySomebodyElseAreRespected(t *testing.T) {
 
 func TestVerdictGoodDoesNotOverruleAMarkInTheLastMoment(t *testing.T) {
 	r := newRig(t, trialLine, trial)
-	_, _, err := r.judge(0, late, func(int) { r.call(0, "mark", "bad") })
-	if err == nil {
+	v, _, err := r.judge(0, late, func(int) { r.call(0, "mark", "bad") })
+	if err == nil || v.Verdict == verdictGood {
 		t.Error("confirmed a slot that had just been marked bad")
 	}
 	r.expect("after", "SDV_B-0 SDV_A+0 good=SDV_A why=SDV_B marked bad by hand")
@@ -215,13 +215,102 @@ func TestDamagedEnvironmentIsRepairedAtTheStart(t *testing.T) {
 	}
 	r.expect("one copy", "SDV_B+0 SDV_A+0 good=SDV_B")
 
-	// With both copies gone nobody knows what the other slot holds.
+	// With both copies gone nothing is known, so nothing is held against the other slot: a sick one must not be all there is.
 	write(t, path, "torn")
 	write(t, path+"2", "")
-	if v, _, err := r.judge(never, soon); err == nil || v.Verdict != verdictUnwell || r.reboots != 0 {
+	v, _, err := r.judge(never, soon, func(int) { r.expect("made anew", "SDV_B+0 SDV_A+0") })
+	if err == nil || v.Verdict != verdictRejected || r.reboots != 1 {
 		t.Errorf("%+v, %v, %d reboots", v, err, r.reboots)
 	}
-	r.expect("both copies", "SDV_B+0 SDV_A-0 why=SDV_A the boot environment was lost while SDV_B was running")
+	r.expect("both copies", "SDV_B-0 SDV_A+0 why=SDV_B broker: connection refused")
+}
+
+// unusable makes a directory of each of the files, so that they can be neither read nor written.
+func unusable(t *testing.T, paths ...string) {
+	t.Helper()
+	for _, path := range paths {
+		if err := errors.Join(os.RemoveAll(path), os.Mkdir(path, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestOneCopyIsEnoughToConfirm(t *testing.T) {
+	for i := range 2 {
+		r := newRig(t, trialLine, trial)
+		path := strings.TrimPrefix(r.spec, "grub:")
+		unusable(t, []string{path, path + "2"}[i])
+		v, log, err := r.judge(2, late)
+		if err != nil || v.Verdict != verdictGood || strings.Count(log, "repair "+r.spec) != 1 {
+			t.Errorf("copy %d: %+v, %v; log:\n%s", i+1, v, err, log)
+		}
+		r.expect("after", "SDV_B+0 SDV_A+0 good=SDV_B")
+	}
+}
+
+func TestTrialWithoutEnvironmentIsLeft(t *testing.T) {
+	for _, test := range []struct {
+		name, cmdline string
+		reboots       int
+		spoil         func(t *testing.T, path string)
+	}{
+		{"unreadable on trial", trialLine + " sdvbox.trial=1", 1, func(t *testing.T, path string) { unusable(t, path, path+"2") }},
+		{"not mounted on trial", trialLine + " sdvbox.trial=1", 1, func(t *testing.T, path string) { os.Remove(path); os.Remove(path + "2") }},
+		{"unreadable, confirmed", trialLine, 0, func(t *testing.T, path string) { unusable(t, path, path+"2") }},
+	} {
+		r := newRig(t, test.cmdline, trial)
+		path := strings.TrimPrefix(r.spec, "grub:")
+		test.spoil(t, path)
+		v, _, err := r.judge(0, soon)
+		if err == nil || r.reboots != test.reboots || (v.Verdict == verdictRejected) != (test.reboots == 1) {
+			t.Errorf("%s: %+v, %v, %d reboots", test.name, v, err, r.reboots)
+		}
+		if fi, err := os.Stat(path); err == nil && !fi.IsDir() {
+			t.Errorf("%s: an environment was made where its file system is not mounted", test.name)
+		}
+	}
+}
+
+func TestEnvironmentThatFailsInTheEndDoesNotKeepASickTrial(t *testing.T) {
+	r := newRig(t, trialLine, trial)
+	path := strings.TrimPrefix(r.spec, "grub:")
+	v, log, err := r.judge(never, soon, func(round int) {
+		if round == 2 {
+			unusable(t, path, path+"2")
+		}
+	})
+	if err == nil || v.Verdict != verdictRejected || r.reboots != 1 || !strings.Contains(log, "cannot be marked bad") {
+		t.Errorf("%+v, %v, %d reboots; log:\n%s", v, err, r.reboots, log)
+	}
+}
+
+func TestVerdictThatCannotBeSavedIsNotGood(t *testing.T) {
+	r := newRig(t, trialLine, trial)
+	path := strings.TrimPrefix(r.spec, "grub:")
+	if v, _, err := r.judge(0, late, func(int) { unusable(t, path, path+"2") }); err == nil || v.Verdict == verdictGood {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+// TestConfirmedSlotIsNotGivenUpForOneOnTrial: the boot loader has passed the confirmed slot over, say for one read error.
+func TestConfirmedSlotIsNotGivenUpForOneOnTrial(t *testing.T) {
+	for _, test := range []struct {
+		rounds int
+		want   string
+	}{
+		{0, "SDV_A+1 SDV_B+0 good=SDV_B why=SDV_A could not be loaded by the boot loader"},
+		{never, "SDV_A+1 SDV_B-0 good=SDV_A why=SDV_B broker: connection refused"},
+	} {
+		r := newRig(t, "rauc.slot=SDV_B sdvbox.boot=fallback sdvbox.trial=1", func(s *slots.State) {
+			s.MarkGood("SDV_A")
+			s.Boot()
+			s.Slots["SDV_B"] = slots.Slot{OK: true, Tries: 1}
+		})
+		r.judge(test.rounds, soon, func(int) {
+			r.expect("before the verdict", "SDV_A+1 SDV_B+1 good=SDV_A why=SDV_A could not be loaded by the boot loader")
+		})
+		r.expect("after", test.want)
+	}
 }
 
 func TestEnvironmentThatComesLateIsWaitedFor(t *testing.T) {

@@ -134,6 +134,12 @@ func (m machine) booted() (name, reason string) {
 	return slots.Booted(string(line))
 }
 
+// trial reports whether the boot loader says that the running slot is on trial.
+func (m machine) trial() bool {
+	line, err := os.ReadFile(m.cmdline)
+	return err == nil && slots.Trial(string(line))
+}
+
 // markGood marks a slot good. To have confirmed a slot is a statement about the system that runs: any other slot only gets its
 // tries back. Where nothing says what runs, the caller is believed.
 func (m machine) markGood(st *slots.State, name string) {

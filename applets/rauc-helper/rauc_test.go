@@ -137,6 +137,18 @@ func TestRAUCWorksWithUsAsItsCustomBackend(t *testing.T) {
 	v.expectBoth("confirmed", "SDV_B+0 SDV_A+0 good=SDV_B", "rootfs.0=good rootfs.1=good primary=rootfs.1")
 }
 
+// TestUpdateOverTheConfirmedSlotIsOnTrial: SDV_B runs unconfirmed, and RAUC writes SDV_A, which was confirmed.
+func TestUpdateOverTheConfirmedSlotIsOnTrial(t *testing.T) {
+	r := newRig(t, trialLine, trial)
+	for _, args := range [][]string{{"set-state", "SDV_A", "bad"}, {"set-state", "SDV_A", "good"}, {"set-primary", "SDV_A"}} {
+		r.call(0, args...)
+		if !r.state().OnTrial("SDV_A") {
+			t.Errorf("%v: what was written to SDV_A counts as confirmed: %s", args, r.summary())
+		}
+	}
+	r.expect("after", "SDV_A+0 SDV_B+1")
+}
+
 // boot does what the boot script does.
 func (v vehicle) boot() error {
 	store, _, err := load(v.spec)
@@ -151,10 +163,10 @@ func TestManualOfRAUCSwitchesSlotsAndReachesRescue(t *testing.T) {
 	v := newVehicle(t, raucd.Options{Bootloader: "custom"})
 	v.rauc("status", "mark-bad", "booted")
 	v.rauc("status", "mark-active", "other")
-	v.expectBoth("switched", "SDV_B+0 SDV_A-0 good=SDV_A", "rootfs.0=bad rootfs.1=good primary=rootfs.1")
+	v.expectBoth("switched", "SDV_B+0 SDV_A-0", "rootfs.0=bad rootfs.1=good primary=rootfs.1")
 	v.rauc("status", "mark-bad", "rootfs.0")
 	v.rauc("status", "mark-bad", "rootfs.1")
-	v.expectBoth("both bad", "SDV_B-0 SDV_A-0 good=SDV_A", "rootfs.0=bad rootfs.1=bad primary=")
+	v.expectBoth("both bad", "SDV_B-0 SDV_A-0", "rootfs.0=bad rootfs.1=bad primary=")
 	if next, ok := v.state().Next(); ok {
 		t.Errorf("would boot %s", next)
 	}

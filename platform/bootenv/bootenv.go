@@ -36,7 +36,8 @@
 // writer change that one in place under its old number.
 // A variable which the script does not list keeps the value it has in that
 // copy: the one from before the last update if the power failed between the
-// two copies of it.
+// two copies of it. Where only the current copy can be written, script and
+// writer change that one in place and leave its number.
 //
 // A file without a second copy, as in a stock installation, is written in
 // place without truncation. That is as safe as one file can be: atomic as long

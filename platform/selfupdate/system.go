@@ -283,7 +283,7 @@ func (s *RAUCSystem) Confirmed(ctx context.Context) (bool, error) {
 }
 
 // state reads the boot environment; known says whether it tells which slot was
-// confirmed.
+// confirmed, be it none.
 func (s *RAUCSystem) state() (st slots.State, known bool, err error) {
 	store, err := bootenv.Open(s.BootEnv)
 	if err != nil {
@@ -294,7 +294,7 @@ func (s *RAUCSystem) state() (st slots.State, known bool, err error) {
 		return st, false, err
 	}
 	st, err = slots.Decode(vars, store.Kind())
-	return st, st.Good != "", err
+	return st, slots.KeepsGood(vars), err
 }
 
 func (s *RAUCSystem) BootID() (string, error) {

@@ -6,6 +6,7 @@
 package slots
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -34,7 +35,7 @@ type Slot struct {
 type State struct {
 	Order []string
 	Slots map[string]Slot
-	Good  string // the slot confirmed last
+	Good  string // the slot confirmed last, as long as it has not been declared bad since; "" if there is none
 	Why   string // "<slot> <reason>": why a slot was last given up
 }
 
@@ -71,17 +72,20 @@ func (s State) Encode(v *bootenv.Vars, k bootenv.Kind) {
 	} else {
 		s.encodeGRUB(v)
 	}
-	setOrDelete(v, "SDV_GOOD", s.Good)
-	setOrDelete(v, "SDV_WHY", s.Why)
-}
-
-func setOrDelete(v *bootenv.Vars, key, value string) {
-	if value == "" {
-		v.Delete(key)
+	v.Set("SDV_GOOD", cmp.Or(s.Good, none))
+	if s.Why == "" {
+		v.Delete("SDV_WHY")
 	} else {
-		v.Set(key, value)
+		v.Set("SDV_WHY", s.Why)
 	}
 }
+
+// none is SDV_GOOD where no slot is confirmed. It tells an environment in which confirmations are kept from one of foreign
+// tools, and U-Boot has no empty variables.
+const none = "none"
+
+// KeepsGood reports whether an environment says which slot was confirmed, or that none was.
+func KeepsGood(v *bootenv.Vars) bool { return v.Get("SDV_GOOD") != "" }
 
 func decodeGRUB(v *bootenv.Vars) State {
 	order := strings.Fields(v.Get("ORDER"))
@@ -177,6 +181,9 @@ func newState(v *bootenv.Vars, order []string, prefix string, suffixes ...string
 		found = slices.DeleteFunc(slices.Concat(order, Names[:]), func(n string) bool { return !isName(n) })
 	}
 	s := State{Slots: make(map[string]Slot), Good: v.Get("SDV_GOOD"), Why: v.Get("SDV_WHY")}
+	if s.Good == none {
+		s.Good = ""
+	}
 	for _, name := range found {
 		if !s.Has(name) {
 			s.Order = append(s.Order, name)
@@ -241,10 +248,14 @@ func (s State) Has(name string) bool {
 	return ok
 }
 
-// Refresh makes a slot bootable with all its tries, without a claim about its health.
+// Refresh makes a slot bootable with all its tries, without a claim about its health: one that was bad may have been written
+// since, so it has to prove itself again.
 func (s *State) Refresh(name string) {
 	if !s.Has(name) {
 		return
+	}
+	if !s.Slots[name].OK {
+		s.forget(name)
 	}
 	s.Slots[name] = Slot{OK: true}
 	if slot, _ := s.Reason(); slot == name {
@@ -260,14 +271,28 @@ func (s *State) MarkGood(name string) {
 	}
 }
 
-// MarkBad makes sure a slot is not booted until it is marked otherwise. With a reason it also records why.
+// MarkBad makes sure a slot is not booted until it is marked otherwise. With a reason it also records why. RAUC marks a slot
+// bad before it writes to it, so that the slot was confirmed means nothing from now on.
 func (s *State) MarkBad(name, why string) {
 	if !s.Has(name) {
 		return
 	}
 	s.Slots[name] = Slot{}
-	if why = clean(why); why != "" {
+	s.forget(name)
+	s.Blame(name, why)
+}
+
+// Blame records why a slot was given up, if there is a reason, and leaves the slot as it is.
+func (s *State) Blame(name, why string) {
+	if why = clean(why); why != "" && s.Has(name) {
 		s.Why = name + " " + why
+	}
+}
+
+// forget makes sure that the slot does not count as confirmed.
+func (s *State) forget(name string) {
+	if s.Good == name {
+		s.Good = ""
 	}
 }
 
@@ -325,3 +350,7 @@ func Booted(cmdline string) (name, reason string) {
 	}
 	return name, reason
 }
+
+// Trial reports whether the boot loader says that it has started, and counted, a slot that is not the confirmed one. Where
+// the environment cannot be read, only the command line tells.
+func Trial(cmdline string) bool { return slices.Contains(strings.Fields(cmdline), "sdvbox.trial=1") }

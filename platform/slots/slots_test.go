@@ -122,7 +122,7 @@ func TestEncodeWritesTheVariablesOfRAUC(t *testing.T) {
 	v := new(bootenv.Vars)
 	s.Encode(v, bootenv.UBoot)
 	// Never an empty BOOT_ORDER: U-Boot would take its default and boot slots that were declared bad.
-	want := "BOOT_ORDER=SDV_B,SDV_A BOOT_SDV_A_LEFT=0 BOOT_SDV_B_LEFT=0 SDV_GOOD=SDV_A SDV_WHY=SDV_B,no,broker"
+	want := "BOOT_ORDER=SDV_B,SDV_A BOOT_SDV_A_LEFT=0 BOOT_SDV_B_LEFT=0 SDV_GOOD=none SDV_WHY=SDV_B,no,broker"
 	if got := text(v); got != want {
 		t.Errorf("both bad: %s\nwant %s", got, want)
 	}
@@ -152,8 +152,14 @@ func TestMarkingChangesWhatBootsNext(t *testing.T) {
 	}{
 		{"good", func(s *State) { s.MarkGood("SDV_B") }, "SDV_A+1 SDV_B+0 good=SDV_B", "SDV_A"},
 		{"refresh", func(s *State) { s.Refresh("SDV_B") }, "SDV_A+1 SDV_B+0 good=SDV_A", "SDV_A"},
-		{"bad", func(s *State) { s.MarkBad("SDV_A", "x") }, "SDV_A-0 SDV_B+2 good=SDV_A", "SDV_B"},
-		{"both bad", func(s *State) { s.MarkBad("SDV_A", ""); s.MarkBad("SDV_B", "") }, "SDV_A-0 SDV_B-0 good=SDV_A", ""},
+		{"bad", func(s *State) { s.MarkBad("SDV_B", "x") }, "SDV_A+1 SDV_B-0 good=SDV_A", "SDV_A"},
+		{"confirmed one bad", func(s *State) { s.MarkBad("SDV_A", "x") }, "SDV_A-0 SDV_B+2", "SDV_B"},
+		{"confirmed one written", func(s *State) { s.MarkBad("SDV_A", ""); s.SetPrimary("SDV_A") }, "SDV_A+0 SDV_B+2", "SDV_A"},
+		{"confirmed one bad by foreign tools", func(s *State) { s.Slots["SDV_A"] = Slot{}; s.SetPrimary("SDV_A") }, "SDV_A+0 SDV_B+2", "SDV_A"},
+		{"confirmed one bad, then good", func(s *State) { s.MarkBad("SDV_A", ""); s.MarkGood("SDV_A") }, "SDV_A+0 SDV_B+2 good=SDV_A", "SDV_A"},
+		{"confirmed one primary", func(s *State) { s.SetPrimary("SDV_A") }, "SDV_A+0 SDV_B+2 good=SDV_A", "SDV_A"},
+		{"blamed", func(s *State) { s.Blame("SDV_A", "x") }, "SDV_A+1 SDV_B+2 good=SDV_A", "SDV_A"},
+		{"both bad", func(s *State) { s.MarkBad("SDV_A", ""); s.MarkBad("SDV_B", "") }, "SDV_A-0 SDV_B-0", ""},
 		{"primary", func(s *State) { s.SetPrimary("SDV_B") }, "SDV_B+0 SDV_A+1 good=SDV_A", "SDV_B"},
 		{"primary after bad", func(s *State) { s.MarkBad("SDV_B", ""); s.SetPrimary("SDV_B") }, "SDV_B+0 SDV_A+1 good=SDV_A", "SDV_B"},
 		{"unknown", func(s *State) { s.MarkGood("x"); s.MarkBad("x", "x"); s.SetPrimary("x") }, "SDV_A+1 SDV_B+2 good=SDV_A", "SDV_A"},
@@ -202,6 +208,31 @@ func TestBootedReadsTheKernelCommandLine(t *testing.T) {
 	}
 }
 
+func TestTrialIsReadFromTheKernelCommandLine(t *testing.T) {
+	for line, want := range map[string]bool{
+		"rauc.slot=SDV_B sdvbox.boot=first sdvbox.trial=1 quiet\n": true,
+		"rauc.slot=SDV_B sdvbox.boot=first\n":                      false,
+		"rauc.slot=SDV_B sdvbox.trial=10 xsdvbox.trial=1":          false,
+	} {
+		if got := Trial(line); got != want {
+			t.Errorf("%q: %v", line, got)
+		}
+	}
+}
+
+func TestConfirmationOfNoneIsKeptApartFromNoWordOfIt(t *testing.T) {
+	for _, kind := range []bootenv.Kind{bootenv.GRUB, bootenv.UBoot} {
+		v := vars("SDV_A_OK=1 BOOT_ORDER=SDV_A,SDV_B")
+		if KeepsGood(v) {
+			t.Errorf("%v: an environment of foreign tools says what was confirmed", kind)
+		}
+		New(Names[:]...).Encode(v, kind)
+		if s, err := Decode(v, kind); err != nil || s.Good != "" || !KeepsGood(v) {
+			t.Errorf("%v: confirmed %q, %v", kind, s.Good, err)
+		}
+	}
+}
+
 // TestNoSequenceOfOperationsLosesABootableSlot lets an update client, the confirmation and the boot loader act in any order
 // and checks what must hold after each step, also after a way through either environment.
 func TestNoSequenceOfOperationsLosesABootableSlot(t *testing.T) {
@@ -236,6 +267,12 @@ func TestNoSequenceOfOperationsLosesABootableSlot(t *testing.T) {
 				if op != "boot" && op != "bad" && s.Left(name) != MaxTries {
 					t.Fatalf("seed %d, %v: %s has %d tries left", seed, log, name, s.Left(name))
 				}
+				if !before.Slots[s.Good].OK && !(op == "good" && s.Good == name) && s.Good != "" {
+					t.Fatalf("seed %d, %v: %s counts as confirmed after it was bad", seed, log, s.Good)
+				}
+				if op == "bad" && s.Good == name {
+					t.Fatalf("seed %d, %v: %s is bad and counts as confirmed", seed, log, name)
+				}
 				if next, _ := s.Next(); op == "primary" && next != name {
 					t.Fatalf("seed %d, %v: next is %q", seed, log, next)
 				}
@@ -244,6 +281,23 @@ func TestNoSequenceOfOperationsLosesABootableSlot(t *testing.T) {
 						t.Fatalf("seed %d, %v: changed %s as well", seed, log, other)
 					}
 				}
+				// The documents' way to the other slot: mark-bad booted, mark-active other, reboot.
+				way := State{Order: s.Order, Slots: maps.Clone(s.Slots), Good: s.Good}
+				other := Names[0]
+				if name == other {
+					other = Names[1]
+				}
+				way.MarkBad(name, "")
+				way.SetPrimary(other)
+				for range MaxTries {
+					if got, ok := way.Boot(); got != other || !ok {
+						t.Fatalf("seed %d, %v: switched from %s to %s, but started %q", seed, log, name, other, got)
+					}
+				}
+				if got, ok := way.Boot(); ok {
+					t.Fatalf("seed %d, %v: started %s, which was marked bad", seed, log, got)
+				}
+
 				next, ok := s.Next()
 				if bootable := s.Left(Names[0]) > 0 || s.Left(Names[1]) > 0; ok != bootable || ok && s.Left(next) == 0 {
 					t.Fatalf("seed %d, %v: next %q, bootable slot exists: %v", seed, log, next, bootable)
