@@ -161,13 +161,15 @@ func (c *campaign) boot() (booted, error) {
 
 // update makes one update with one cut.
 func (c *campaign) update(number int) result {
-	r := result{number: number, phase: number % phaseCount}
+	// One phase after the other, in the next round of updates the other way.
+	r := result{number: number, phase: (number + number/phaseCount) % phaseCount}
 	c.ends = nil
 	target := newVersion
 	if c.current == newVersion {
 		target = oldVersion
 	}
-	share := c.rng.Float64()
+	// A quarter longer than the phase: the moment between success and the next command counts, too.
+	share := 1.25 * c.rng.Float64()
 	if r.err = c.run(&r, target, share); r.err == nil {
 		c.current = target
 	}

@@ -43,7 +43,7 @@ func testCampaign(t *testing.T, n int, seed uint64) {
 
 // One cut while the bundle is downloaded, one while it is installed, one while it is activated, and one in the first boot. The
 // seed puts them well inside.
-func TestKilledVehicleEndsItsUpdate(t *testing.T) { testCampaign(t, phaseCount, 2511) }
+func TestKilledVehicleEndsItsUpdate(t *testing.T) { testCampaign(t, phaseCount, 1655) }
 
 func TestKilledVehicleEndsItsUpdateEachTime(t *testing.T) {
 	long(t)
