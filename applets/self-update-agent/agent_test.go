@@ -258,6 +258,7 @@ func TestOutcomeOfTheReboot(t *testing.T) {
 		{"Confirmed", "SDV_B", func(v *bootenv.Vars) { v.Set("SDV_GOOD", "SDV_B") }, "ACTIVATION_SUCCESS", "", "COMPLETE"},
 		{"GivenUp", "SDV_A", func(v *bootenv.Vars) { v.Set("SDV_B_OK", "0"); v.Set("SDV_WHY", "SDV_B gate broker: refused") }, "ACTIVATION_FAILURE", "rolled back: SDV_B gate broker: refused", "INCOMPLETE"},
 		{"Exhausted", "SDV_A", func(v *bootenv.Vars) { v.Set("SDV_B_TRY", "3") }, "ACTIVATION_FAILURE", "rolled back: SDV_B was started as often as is allowed", "INCOMPLETE"},
+		{"NoneConfirmed", "SDV_B", func(v *bootenv.Vars) { v.Set("SDV_GOOD", "none") }, "ACTIVATION_FAILURE", "not confirmed within 2s", "INCOMPLETE"},
 		{"NeverConfirmed", "SDV_B", func(v *bootenv.Vars) { v.Set("SDV_B_TRY", "1") }, "ACTIVATION_FAILURE", "not confirmed within 2s", "INCOMPLETE"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
