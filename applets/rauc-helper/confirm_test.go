@@ -404,6 +404,24 @@ func TestConfigTakesWhatIsRightAndWarnsOfTheRest(t *testing.T) {
 	}
 }
 
+// TestUnitWaitsForNothingAndComesBack: a check of a file system may take for ever, and a judge that was killed judges nobody.
+func TestUnitWaitsForNothingAndComesBack(t *testing.T) {
+	unit, err := os.ReadFile("sdvbox-confirm.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"DefaultDependencies=no", "TimeoutStartSec=infinity", "Restart=on-abnormal"} {
+		if !bytes.Contains(unit, []byte("\n"+line+"\n")) {
+			t.Errorf("no %s", line)
+		}
+	}
+	for line := range strings.Lines(string(unit)) {
+		if key, _, _ := strings.Cut(line, "="); key == "After" || key == "Requires" || key == "RequiresMountsFor" || key == "BindsTo" {
+			t.Errorf("waits: %s", line)
+		}
+	}
+}
+
 func TestShippedConfigRepeatsTheDefaults(t *testing.T) {
 	data, err := os.ReadFile("etc/sdvbox/confirm.json")
 	if err != nil {
