@@ -65,52 +65,98 @@ const (
 	byLabel  = "/dev/disk/by-partlabel"
 )
 
-// linkLabels makes the links that RAUC's configuration and the mounts name;
-// there is no udev here. With equal labels on two disks the first disk wins.
-func linkLabels() error {
-	list, err := blocks(sysBlock)
-	if err != nil {
-		return err
+// labels are the partitions that the vehicle's disk has.
+func labels() []string {
+	list := []string{grubenvVolume().label, dataVolume().label}
+	for _, name := range slots.Names {
+		list = append(list, filepath.Base(device(name)))
 	}
-	if err := os.MkdirAll(byLabel, 0o755); err != nil {
+	return list
+}
+
+// vehicleDisk returns the disk with the most of the vehicle's partitions, and
+// whether it has all of them. A disk that is already in use stays the one.
+// Among equals the first wins; "" is none.
+func vehicleDisk(list []block, used string) (disk string, whole bool) {
+	found := map[string]map[string]bool{}
+	for _, b := range list {
+		if slices.Contains(labels(), b.label) {
+			if found[b.disk] == nil {
+				found[b.disk] = map[string]bool{}
+			}
+			found[b.disk][b.label] = true
+		}
+	}
+	disk = used
+	if len(found[used]) == 0 {
+		disk = ""
+		for _, b := range list {
+			if len(found[b.disk]) > len(found[disk]) {
+				disk = b.disk
+			}
+		}
+	}
+	return disk, len(found[disk]) == len(labels())
+}
+
+// linkLabels makes the links that RAUC's configuration and the mounts name;
+// there is no udev here. All of them lead to one disk, in dir: another one
+// with the same names must not lend its partitions. Only when told so it makes
+// do with a disk that lacks some.
+func linkLabels(list []block, dir string, partial bool) error {
+	var used string
+	for _, b := range list {
+		if to, err := os.Readlink(filepath.Join(dir, b.label)); b.label != "" && err == nil && filepath.Base(to) == b.name {
+			used = b.disk
+		}
+	}
+	disk, whole := vehicleDisk(list, used)
+	switch {
+	case disk == "":
+		return errors.New("the vehicle's disk does not appear: no partition has one of its names")
+	case !whole && !partial:
+		return fmt.Errorf("the disk %s lacks some of the partitions %s", disk, strings.Join(labels(), ", "))
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	var errs []error
 	for _, b := range list {
-		if b.label == "" {
+		if b.label == "" || b.disk != disk {
 			continue
 		}
-		if err := os.Symlink("../../"+b.name, filepath.Join(byLabel, b.label)); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := os.Symlink("../../"+b.name, filepath.Join(dir, b.label)); err != nil && !errors.Is(err, os.ErrExist) {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// waitDisks makes the links as soon as the vehicle's disk is there: disks
-// appear some time after their driver, the partitions of one all at once.
-func waitDisks(ctx context.Context, limit time.Duration) error {
-	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
-		err := linkLabels()
-		if vehicleDisk() {
-			return errors.Join(err, linkLabels())
-		}
-		if ctx.Err() != nil || time.Now().After(end) {
-			return errors.Join(errors.New("the vehicle's disk does not appear: no partition has one of its names"), err)
-		}
+// findDisk makes the links for the disks that are there now.
+func findDisk(partial bool) error {
+	list, err := blocks(sysBlock)
+	if err != nil {
+		return err
 	}
+	return linkLabels(list, byLabel, partial)
 }
 
-// vehicleDisk reports whether any partition of the vehicle is there.
-func vehicleDisk() bool {
-	devices := []string{grubenvVolume().device(), dataVolume().device()}
-	for _, name := range slots.Names {
-		devices = append(devices, device(name))
+// waitDisks makes the links as soon as the vehicle's disk is there: disks
+// appear some time after their driver. A disk that lacks partitions is taken
+// when no better one has appeared.
+func waitDisks(ctx context.Context, limit time.Duration) error {
+	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
+		err := findDisk(false)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(end) {
+			if partial := findDisk(true); partial != nil {
+				return partial
+			}
+			return err
+		}
 	}
-	return slices.ContainsFunc(devices, func(dev string) bool {
-		_, err := os.Stat(dev)
-		return err == nil
-	})
 }
 
 // A volume is a partition that the rescue system mounts for good.
@@ -148,7 +194,10 @@ func (v volume) attach(ctx context.Context) (err error) {
 	}
 	var checked error
 	if v.fs == "ext4" {
-		checked = fsck(ctx, dev)
+		checked = fsck(ctx, dev, fsckLimit)
+		if errors.Is(checked, errHangs) {
+			return checked // and so would the mount
+		}
 	}
 	if _, err := mount.Mount(dev, v.dir, v.fs, "", v.flags, func() error { return os.MkdirAll(v.dir, 0o755) }); err != nil {
 		return errors.Join(err, checked)
@@ -166,9 +215,41 @@ func (v volume) trouble() string {
 	return string(text)
 }
 
+// What works on a disk that hangs is given up after these.
+const (
+	fsckLimit   = 5 * time.Minute
+	attachLimit = fsckLimit + time.Minute
+	viewLimit   = time.Minute
+)
+
+var errHangs = errors.New("no answer: the disk hangs")
+
+// within gives f up when it takes too long: a process that waits for a disk
+// cannot be killed. f then runs on, and its result is lost.
+func within[T any](limit time.Duration, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := f()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-time.After(limit):
+		var none T
+		return none, fmt.Errorf("%w (waited %v)", errHangs, limit)
+	}
+}
+
 // fsck lets e2fsck repair what is safe to repair without asking.
-func fsck(ctx context.Context, dev string) error {
-	out, err := exec.CommandContext(ctx, "e2fsck", "-p", dev).CombinedOutput()
+func fsck(ctx context.Context, dev string, limit time.Duration) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // a check that still runs is killed, if it can be
+	out, err := within(limit, exec.CommandContext(ctx, "e2fsck", "-p", dev).CombinedOutput)
 	// 1: errors were corrected, 2: and the system should be rebooted, which
 	// matters only for a mounted file system.
 	if e := (*exec.ExitError)(nil); errors.As(err, &e) && e.ExitCode() > 0 && e.ExitCode() <= 3 {

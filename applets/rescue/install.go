@@ -54,7 +54,7 @@ func runInstall(ctx context.Context, c *applet.Call) error {
 		return err
 	}
 	defer unlock()
-	linkLabels()
+	findDisk(true)
 	report := gather(ctx)
 	slot, err := choose(report.Slots, o.Slot)
 	if err != nil {

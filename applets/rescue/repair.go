@@ -24,8 +24,8 @@ import (
 // repairMark is made before an automatic repair: a boot environment that is
 // lost again and again must not become an endless loop of restarts.
 const (
-	repairMark  = "/data/sdvbox/rescue/repaired"
-	repairPause = time.Hour
+	repairMark   = "/data/sdvbox/rescue/repaired"
+	pauseBetween = time.Hour
 )
 
 // defaultStore is the boot environment of a machine that has lost it.
@@ -64,8 +64,7 @@ func runRepair(ctx context.Context, c *applet.Call) error {
 	return err
 }
 
-// repair writes the boot environment anew from what RAUC knows, and reads it
-// back from the disk.
+// repair writes the boot environment anew from what RAUC knows.
 func repair(ctx context.Context) (slots.State, error) {
 	// Without RAUC's knowledge every slot gets its chance.
 	known, _, _ := raucSlots(ctx)
@@ -74,41 +73,57 @@ func repair(ctx context.Context) (slots.State, error) {
 	if store, err := bootenv.Open(""); err == nil {
 		spec = store.String()
 	}
-	if err := mountEnvironment(ctx, spec); err != nil {
-		return st, err
+	write := func() error { return create(ctx, spec, st) }
+	if spec != defaultStore {
+		return st, write()
+	}
+	return st, rewrite(write, func() error { return format(ctx, grubenvVolume()) })
+}
+
+// rewrite writes; when that fails, once more on a new file system.
+func rewrite(write, format func() error) error {
+	err := write()
+	if err == nil {
+		return nil
+	}
+	if failed := format(); failed != nil {
+		return fmt.Errorf("%w; and to format its partition: %w", err, failed)
+	}
+	return write()
+}
+
+// create writes the boot environment anew and reads it back from the disk.
+func create(ctx context.Context, spec string, st slots.State) error {
+	if spec == defaultStore {
+		if err := grubenvVolume().attach(ctx); err != nil {
+			return err
+		}
 	}
 	store, err := bootenv.Open(spec)
 	if err != nil {
-		return st, err
+		return err
 	}
 	var vars bootenv.Vars
 	st.Encode(&vars, store.Kind())
 	if err := bootenv.Create(spec, &vars); err != nil {
-		return st, fmt.Errorf("re-create the boot environment: %w", err)
+		return fmt.Errorf("re-create the boot environment: %w", err)
 	}
-	return st, reread(ctx, &vars)
+	return reread(ctx, &vars)
 }
 
-// mountEnvironment mounts the volume of GRUB's environment. When it cannot be
-// mounted, nothing on it can be saved and it is formatted: it holds nothing
-// else.
-func mountEnvironment(ctx context.Context, spec string) error {
-	if spec != defaultStore {
-		return nil
-	}
-	v := grubenvVolume()
-	err := v.attach(ctx)
-	if err == nil {
-		return nil
-	}
+// format makes a new file system on the volume of GRUB's environment, which
+// holds nothing else.
+func format(ctx context.Context, v volume) error {
 	dev := v.device()
-	if _, statErr := os.Stat(dev); statErr != nil {
+	if _, err := os.Stat(dev); err != nil {
 		return err
 	}
-	if err := command(ctx, "mkfs.vfat", "-n", "GRUBENV", dev); err != nil {
-		return err
+	if mounted(v.dir) {
+		if err := unix.Unmount(v.dir, 0); err != nil {
+			return fmt.Errorf("unmount %s: %w", v.dir, err)
+		}
 	}
-	return v.attach(ctx)
+	return command(ctx, "mkfs.vfat", "-n", "GRUBENV", dev)
 }
 
 // reread fails unless the disk itself holds vars: after mounting again nothing
@@ -138,9 +153,15 @@ func reread(ctx context.Context, vars *bootenv.Vars) error {
 }
 
 // rebuild makes a boot state from what RAUC knows of the slots: those it wrote
-// completely may boot, the one activated last first. A slot that RAUC has
+// completely may boot, the one activated last at the end. A slot that RAUC has
 // never written is one from the factory and may boot. When that leaves
 // nothing, every slot gets its chance.
+//
+// RAUC does not know which slot was confirmed, and to it a slot that failed
+// its trial is as good as any: written completely and activated last. The
+// other one was running when it was written. If the newer one had proved
+// itself, starting the older one costs another update; the other way round the
+// vehicle would run what was given up.
 func rebuild(known []rauc.Slot) slots.State {
 	activated := map[string]string{} // RFC 3339 in UTC, so their order is that of the strings
 	st := slots.New(slices.Clone(slots.Names[:])...)
@@ -153,7 +174,7 @@ func rebuild(known []rauc.Slot) slots.State {
 			st.MarkBad(k.Bootname, "RAUC: "+k.Status)
 		}
 	}
-	slices.SortStableFunc(st.Order, func(a, b string) int { return cmp.Compare(activated[b], activated[a]) })
+	slices.SortStableFunc(st.Order, func(a, b string) int { return cmp.Compare(activated[a], activated[b]) })
 	next, ok := st.Next()
 	if !ok {
 		st = slots.New(st.Order...)
@@ -174,17 +195,10 @@ func autoRepair(ctx context.Context, reason string) (bool, error) {
 	if !mounted("/data") {
 		return false, errors.New("no automatic repair without /data: rescue repair --reboot")
 	}
-	if fi, err := os.Stat(repairMark); err == nil && recent(fi.ModTime(), time.Now()) {
+	if first, err := claim(repairMark, time.Now()); err != nil {
+		return false, err
+	} else if !first {
 		return false, errors.New("the boot environment was lost again soon after a repair: rescue repair --reboot")
-	}
-	if err := durable.MkdirAll(filepath.Dir(repairMark), 0o755); err != nil {
-		return false, err
-	}
-	if err := durable.Remove(repairMark); err != nil {
-		return false, err
-	}
-	if err := durable.WriteFile(repairMark, nil, 0o644); err != nil {
-		return false, err
 	}
 	if _, err := repair(ctx); err != nil {
 		return false, err
@@ -198,6 +212,18 @@ func shouldRepair(reason string, readable bool) bool {
 	return reason == "unreadable" && !readable
 }
 
-// recent reports whether a repair at t was not long ago. A clock that was set
+// claim makes a mark and reports whether that is the first time for a while.
+func claim(mark string, now time.Time) (first bool, err error) {
+	if fi, err := os.Stat(mark); err == nil && recent(fi.ModTime(), now) {
+		return false, nil
+	}
+	return true, errors.Join(
+		durable.MkdirAll(filepath.Dir(mark), 0o755),
+		durable.Remove(mark),
+		durable.WriteFile(mark, nil, 0o644),
+	)
+}
+
+// recent reports whether a mark made at t is not old. A clock that was set
 // back counts as recent: staying in the rescue system is the safe side.
-func recent(t, now time.Time) bool { return now.Sub(t) < repairPause }
+func recent(t, now time.Time) bool { return now.Sub(t) < pauseBetween }

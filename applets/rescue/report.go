@@ -30,6 +30,8 @@ type Report struct {
 	Data        Volume      `json:"data"`
 	Network     []Interface `json:"network"`
 	RAUC        RAUC        `json:"rauc"`
+	Stay        bool        `json:"stay"`            // a person wants no retry
+	Retry       string      `json:"retry,omitempty"` // slot that is started again by itself
 	Advice      []string    `json:"advice"`
 }
 
@@ -87,7 +89,7 @@ func runReport(ctx context.Context, c *applet.Call) error {
 			return err
 		}
 		defer unlock()
-		linkLabels()
+		findDisk(true)
 	}
 	r := gather(ctx)
 	if c.JSON {
@@ -116,7 +118,7 @@ func gather(ctx context.Context) *Report {
 	}
 	for _, name := range slots.Names {
 		s := Slot{Name: name, Known: st.Has(name), OK: st.Slots[name].OK, Left: st.Left(name)}
-		c, err := inspect(device(name))
+		c, err := within(viewLimit, func() (content, error) { return inspect(device(name)) })
 		s.Kernel, s.Version = c.kernel, c.version
 		if err != nil {
 			s.Error = err.Error()
@@ -128,6 +130,9 @@ func gather(ctx context.Context) *Report {
 		}
 		r.Slots = append(r.Slots, s)
 	}
+	_, err = os.Stat(stayMark)
+	r.Stay = err == nil
+	r.Retry = r.retry()
 	r.Advice = r.advise()
 	return r
 }
@@ -233,6 +238,9 @@ func (r *Report) advise() []string {
 		add("re-create the boot environment: rescue repair")
 	case r.Reason == "unsaved":
 		add("re-create the boot environment: rescue repair --force")
+	}
+	if r.Retry != "" {
+		add("to stay here: rescue stay; else %s gets its attempts back and is started %v after the rescue system, at most once an hour", r.Retry, retryAfter)
 	}
 	var broken []string
 	for _, s := range r.Slots {

@@ -69,6 +69,12 @@ A URL is downloaded to /data (to memory if /data is lost), and a broken download
 				Run:         runRepair,
 			},
 			{
+				Name:        "stay",
+				Summary:     "keep the rescue system from starting a slot again by itself",
+				Description: "A slot that is not marked bad and has a kernel, but has used up its attempts, gets them back and is started when the rescue system has run for 5 minutes; at most once an hour. Not after this command, until the next start.",
+				Run:         runStay,
+			},
+			{
 				Name:    "reboot",
 				Summary: "leave the rescue system and boot again",
 				Run:     func(context.Context, *applet.Call) error { return signalInit(unix.SIGTERM) },

@@ -26,7 +26,7 @@ func call(args ...string) (code int, stderr string) {
 }
 
 func TestCommandsThatWriteRefuseOutsideTheRescueSystem(t *testing.T) {
-	for _, args := range []string{"install /x.raucb", "install --usb", "repair --force", "reboot", "poweroff"} {
+	for _, args := range []string{"install /x.raucb", "install --usb", "repair --force", "stay", "reboot", "poweroff"} {
 		code, stderr := call(append([]string{"rescue"}, strings.Fields(args)...)...)
 		if code != 1 || !strings.Contains(stderr, "not the rescue system") {
 			t.Errorf("rescue %s: exit code %d, %q", args, code, stderr)
@@ -109,10 +109,11 @@ func TestRebuiltEnvironmentFollowsWhatRAUCKnows(t *testing.T) {
 	}{
 		{"nothing known", nil, "SDV_A SDV_B", nil},
 		{"from the factory", []rauc.Slot{slot("SDV_B", "", ""), slot("SDV_A", "", "")}, "SDV_A SDV_B", nil},
-		{"B activated after A", []rauc.Slot{slot("SDV_A", "ok", "2026-01-02T03:04:05Z"), slot("SDV_B", "ok", "2026-01-10T00:00:00Z")}, "SDV_B SDV_A", nil},
-		{"B activated, A from the factory", []rauc.Slot{slot("SDV_A", "", ""), slot("SDV_B", "ok", "2026-01-10T00:00:00Z")}, "SDV_B SDV_A", nil},
+		{"B activated after A", []rauc.Slot{slot("SDV_A", "ok", "2026-01-02T03:04:05Z"), slot("SDV_B", "ok", "2026-01-10T00:00:00Z")}, "SDV_A SDV_B", nil},
+		{"A activated after B", []rauc.Slot{slot("SDV_A", "ok", "2026-01-10T00:00:00Z"), slot("SDV_B", "ok", "2026-01-02T03:04:05Z")}, "SDV_B SDV_A", nil},
+		{"A activated, B from the factory", []rauc.Slot{slot("SDV_A", "ok", "2026-01-10T00:00:00Z"), slot("SDV_B", "", "")}, "SDV_B SDV_A", nil},
 		{"B activated, then half written", []rauc.Slot{slot("SDV_A", "ok", "2026-01-02T03:04:05Z"), slot("SDV_B", "pending", "2026-01-10T00:00:00Z")}, "SDV_A SDV_B", []string{"SDV_B"}},
-		{"both failed", []rauc.Slot{slot("SDV_A", "failed", ""), slot("SDV_B", "failed", "2026-01-10T00:00:00Z")}, "SDV_B SDV_A", nil},
+		{"both failed", []rauc.Slot{slot("SDV_A", "failed", ""), slot("SDV_B", "failed", "2026-01-10T00:00:00Z")}, "SDV_A SDV_B", nil},
 		{"a slot without boot name", []rauc.Slot{slot("", "failed", "2026-01-10T00:00:00Z")}, "SDV_A SDV_B", nil},
 	} {
 		st := rebuild(test.known)

@@ -40,17 +40,22 @@ func runSession(ctx context.Context, c *applet.Call) error {
 	if os.Getppid() != 1 {
 		return errors.New("only the init of the rescue system starts this")
 	}
-	s := &session{log: c.Stdout}
+	s := &session{log: c.Stdout, reported: make(chan struct{})}
 	s.try("prepare", os.MkdirAll(runDir, 0o755))
 	// Kernel messages below an error would bury what people type.
 	s.try("prepare", os.WriteFile("/proc/sys/kernel/printk", []byte("4\n"), 0o644))
 	go s.feedWatchdog(ctx)
 	// BusyBox makes its links itself; those that exist are not overwritten.
 	exec.CommandContext(ctx, "/usr/bin/busybox", "--install", "-s").Run()
+	// The consoles come first: whatever hangs then is there to be looked at.
+	for _, tty := range consoles() {
+		go s.console(ctx, tty)
+	}
 	s.try("load modules", loadModules(ctx))
 	s.try("disks", waitDisks(ctx, 15*time.Second))
 	for _, v := range []volume{grubenvVolume(), dataVolume()} {
-		s.try("mount "+v.dir, v.attach(ctx))
+		_, err := within(attachLimit, func() (struct{}, error) { return struct{}{}, v.attach(ctx) })
+		s.try("mount "+v.dir, err)
 	}
 	s.try("network", s.network(ctx))
 	s.try("message bus", s.bus(ctx))
@@ -62,16 +67,34 @@ func runSession(ctx context.Context, c *applet.Call) error {
 		s.say("the boot environment was unreadable and is repaired; booting again")
 		return unix.Kill(1, unix.SIGTERM)
 	}
-	report, err := s.report(ctx)
+	s.greeting, err = s.report(ctx)
 	s.try("report", err)
-	for _, tty := range consoles() {
-		go s.console(ctx, tty, report)
-	}
+	close(s.reported)
+	s.retryLater(ctx)
 	<-ctx.Done()
 	return nil
 }
 
-type session struct{ log io.Writer }
+type session struct {
+	log      io.Writer
+	greeting []byte        // what the consoles show
+	reported chan struct{} // closed when there is greeting
+}
+
+// patience is how long a console waits for the report before it has a shell.
+const patience = 20 * time.Second
+
+// greet shows the report if it is there in time.
+func (s *session) greet(tty io.Writer, limit time.Duration) (bool, error) {
+	select {
+	case <-s.reported:
+		_, err := tty.Write(s.greeting)
+		return true, err
+	case <-time.After(limit):
+		_, err := fmt.Fprintln(tty, "\nrescue: still looking at disks and network, which may hang; the report follows")
+		return false, err
+	}
+}
 
 func (s *session) say(format string, args ...any) {
 	fmt.Fprintf(s.log, "rescue: "+format+"\n", args...)
@@ -243,17 +266,31 @@ func (s *session) report(ctx context.Context) ([]byte, error) {
 
 // console shows the greeting and runs a root shell on a terminal, for ever.
 // Who has this console has the machine, so no password is asked.
-func (s *session) console(ctx context.Context, name string, greeting []byte) {
+func (s *session) console(ctx context.Context, name string) {
+	limit, greeted := patience, false
 	s.keep(ctx, "shell on "+name, func() error {
 		tty, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0)
 		if err != nil {
 			return err
 		}
 		defer tty.Close()
-		if _, err := tty.Write(greeting); err != nil {
-			return err
+		if !greeted {
+			if greeted, err = s.greet(tty, limit); err != nil {
+				return err
+			}
+			limit = 0
 		}
-		greeting = nil
+		if !greeted {
+			ended := make(chan struct{})
+			defer close(ended)
+			go func() {
+				select {
+				case <-s.reported:
+					tty.Write(s.greeting)
+				case <-ended:
+				}
+			}()
+		}
 		cmd := exec.CommandContext(ctx, "/bin/sh")
 		cmd.Env = append(os.Environ(), `PS1=rescue:\w# `)
 		cmd.Dir = "/root"
