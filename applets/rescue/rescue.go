@@ -64,7 +64,7 @@ A URL is downloaded to /data (to memory if /data is lost), and a broken download
 			{
 				Name:        "repair",
 				Summary:     "re-create an unreadable boot environment",
-				Description: "Writes both copies of the boot environment anew. Slots that RAUC knows as broken stay bad, the one activated last is the first to boot. When nothing is known, every slot may be booted. The rescue system does this by itself, and restarts, when the boot loader could not read the environment; at most once an hour.",
+				Description: "Writes both copies of the boot environment anew. Slots that RAUC knows as broken stay bad; of the others the one activated last comes last, as nothing says whether it passed its trial. When nothing is known, every slot may be booted. The rescue system does this by itself, and restarts, when the boot loader could not read the environment; at most once an hour.",
 				Options:     func() any { return new(repairOptions) },
 				Run:         runRepair,
 			},
