@@ -184,6 +184,8 @@ func (c *car) close() {
 func (c *car) next() {
 	c.t.Helper()
 	c.close()
+	c.must(c.vm.Wait(c.within(bootTime)))
+	c.took("reset")
 	vm, err := c.vm.Next(c.within(bootTime))
 	c.must(err)
 	c.vm = vm
