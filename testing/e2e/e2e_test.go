@@ -52,8 +52,9 @@ func two() vehicle.Image {
 	}
 	const dir = "etc/systemd/system/"
 	return vehicle.Image{Version: "2", Files: map[string]vehicle.File{
-		"etc/sdvbox/confirm.json":    {Link: "/data/e2e/confirm.json"},
-		"etc/sdvbox/health.d/brakes": {Mode: 0o755, Data: "#!/bin/sh\n[ ! -e /data/e2e/brakes ] || { echo no brakes; exit 1; }\n"},
+		"etc/sdvbox/confirm.json":                    {Link: "/data/e2e/confirm.json"},
+		"etc/sdvbox/health.d/brakes":                 {Mode: 0o755, Data: "#!/bin/sh\n[ ! -e /data/e2e/brakes ] || { echo no brakes; exit 1; }\n"},
+		dir + "sdvbox-confirm.service.d/config.conf": unit("[Unit]\nAfter=data.mount\n"),
 		dir + "block.service": unit("[Unit]\nDefaultDependencies=no\nConditionPathExists=/data/e2e/block\nAfter=data.mount\n" +
 			"Before=sysinit.target\n[Service]\nType=oneshot\nExecStart=/usr/bin/sleep infinity\n"),
 		dir + "sysinit.target.wants/block.service": {Link: "/" + dir + "block.service"},
