@@ -34,6 +34,7 @@ type car struct {
 	watched bool              // has a hardware watchdog
 	vm      *vehicle.VM
 	bus     *ota.Driver
+	born    time.Time
 	boots   int
 	log     []string // how long each boot took
 }
@@ -70,7 +71,7 @@ type status struct {
 // newCar makes a vehicle with a disk of its own.
 func newCar(t *testing.T, p parts) *car {
 	t.Helper()
-	c := &car{t: t, dir: t.TempDir()}
+	c := &car{t: t, dir: t.TempDir(), born: time.Now()}
 	c.disk = filepath.Join(c.dir, "disk.img")
 	c.must(vehicle.CopyDisk(c.disk, p.factory))
 	var err error
@@ -80,6 +81,7 @@ func newCar(t *testing.T, p parts) *car {
 		for _, line := range c.log {
 			t.Log(line)
 		}
+		t.Logf("%d boots in %.0f s", c.boots, time.Since(c.born).Seconds())
 		if c.vm == nil {
 			return
 		}
