@@ -137,13 +137,10 @@ func TestLifeOfAVehicle(t *testing.T) {
 	begin := time.Now()
 	p := build(t.Context(), t)
 	t.Logf("built in %.0f s", time.Since(begin).Seconds())
-	// Each of them spends a good part of its time waiting.
 	t.Run("First", func(t *testing.T) {
-		t.Parallel()
 		firstLife(newCar(t, p), newOrigin(t), p)
 	})
 	t.Run("Second", func(t *testing.T) {
-		t.Parallel()
 		secondLife(newCar(t, p), newOrigin(t), p)
 	})
 }
