@@ -105,6 +105,24 @@ func TestClosedJournalRefusesSave(t *testing.T) {
 	}
 }
 
+func TestReadJournalSeesWhatTheOwnerSaves(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j")
+	if _, err := ReadJournal(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a journal: %v", err)
+	}
+	j := mustOpen(t, path, 100)
+	if rec, err := ReadJournal(path); rec != nil || err != nil {
+		t.Errorf("of a new journal: %q, %v", rec, err)
+	}
+	for i := range 4 {
+		want := fmt.Sprint("record ", i)
+		mustSave(t, j, want)
+		if rec, err := ReadJournal(path); string(rec) != want || err != nil {
+			t.Errorf("got %q, %v; want %q", rec, err, want)
+		}
+	}
+}
+
 // torn returns the file before and after the n-th of a row of saves.
 func torn(t *testing.T, n int) (before, after []byte, old, new string) {
 	path := filepath.Join(t.TempDir(), "j")
