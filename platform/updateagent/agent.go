@@ -142,18 +142,9 @@ type (
 	ping      struct{}                 // is anybody there
 )
 
-// Prefix is the first part of the topics of a domain.
-func Prefix(domain string) string {
-	p := strings.ReplaceAll(domain, "-", "")
-	if !strings.HasSuffix(p, "update") {
-		p += "update"
-	}
-	return p
-}
-
 // Subscriptions are the topics that the Bus of an Agent has to subscribe to.
 func Subscriptions(domain string) []string {
-	p := Prefix(domain)
+	p := updateproto.Prefix(domain)
 	return []string{p + "/desiredstate", p + "/desiredstate/command", p + "/currentstate/get"}
 }
 
@@ -487,7 +478,7 @@ func (a *Agent) post(ctx context.Context, ev any) bool {
 
 // publish sends what is in the outbox, in its order.
 func (a *Agent) publish(ctx context.Context) {
-	topic := Prefix(a.Domain) + "/desiredstatefeedback"
+	topic := updateproto.Prefix(a.Domain) + "/desiredstatefeedback"
 	for {
 		it, err := a.out.next(ctx)
 		if err != nil {
@@ -522,7 +513,7 @@ func (a *Agent) publish(ctx context.Context) {
 // inventory publishes the inventory as often as it is wanted, and again until
 // it is complete.
 func (a *Agent) inventory(ctx context.Context) {
-	topic := Prefix(a.Domain) + "/currentstate"
+	topic := updateproto.Prefix(a.Domain) + "/currentstate"
 	var retry <-chan time.Time
 	var failed string // why the last one was not complete
 	for {

@@ -73,6 +73,12 @@ const (
 	CommandRollback = "ROLLBACK"
 )
 
+// The answers of an OwnerConsentFeedback.
+const (
+	ConsentApproved = "APPROVED"
+	ConsentDenied   = "DENIED"
+)
+
 // The types of a SoftwareNode.
 const (
 	TypeImage       = "IMAGE"
@@ -121,6 +127,16 @@ type Component struct {
 type Command struct {
 	Baseline string `json:"baseline,omitempty"`
 	Command  string `json:"command"`
+}
+
+// OwnerConsent asks the owner of the vehicle whether a step may begin.
+type OwnerConsent struct {
+	Command string `json:"command"`
+}
+
+// OwnerConsentFeedback is the answer of the owner.
+type OwnerConsentFeedback struct {
+	Status string `json:"status"`
 }
 
 // Feedback reports progress and result. All members but the baseline are

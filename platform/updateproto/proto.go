@@ -7,7 +7,13 @@
 // Every message is a JSON object with the members activityId, timestamp
 // (milliseconds since 1970) and payload. Decoding is strict about what is used
 // and tolerant about the rest: unknown members are ignored, a member of the
-// wrong type is an error that names it and what was expected there.
+// wrong type is an error that names it and what was expected there. What many
+// kinds of agents report is decoded more tolerantly, see DecodeFeedback and
+// DecodeInventory.
+//
+// There are two ways to write a message: Encode writes what the agent of
+// Eclipse Leda is documented to write, EncodeCompact what the update manager
+// and the cloud expect of a manager.
 package updateproto
 
 import (
@@ -121,18 +127,11 @@ func Encode(activityID string, at time.Time, payload any) ([]byte, error) {
 		p.SoftwareNodes, p.HardwareNodes, p.Associations = list(p.SoftwareNodes), list(p.HardwareNodes), list(p.Associations)
 		payload = p
 	}
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	err := enc.Encode(struct {
+	return marshal(struct {
 		ActivityID string `json:"activityId,omitempty"`
 		Timestamp  int64  `json:"timestamp"`
 		Payload    any    `json:"payload"`
 	}{activityID, at.UnixMilli(), payload})
-	if err != nil {
-		return nil, fmt.Errorf("encode message: %w", err)
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 func list[T any](s []T) []T {
