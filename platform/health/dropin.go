@@ -3,17 +3,15 @@
 package health
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"sdvbox/platform/dropin"
 )
 
 // DropIns returns a check for each executable in dir: it passes when the program exits with 0 within the timeout, and the
@@ -42,7 +40,7 @@ func DropIns(dir string, timeout time.Duration) []Check {
 			Name:    filepath.Base(dir) + "/" + e.Name(),
 			Hint:    "run " + path,
 			Timeout: timeout,
-			Run:     func(ctx context.Context) error { return execute(ctx, path) },
+			Run:     func(ctx context.Context) error { return dropin.Run(ctx, path) },
 		})
 	}
 	return checks
@@ -51,37 +49,4 @@ func DropIns(dir string, timeout time.Duration) []Check {
 // broken is a check that cannot be run.
 func broken(path string, err error) Check {
 	return Check{Name: path, Timeout: time.Second, Run: func(context.Context) error { return err }}
-}
-
-func execute(ctx context.Context, path string) error {
-	var out firstLine
-	cmd := exec.CommandContext(ctx, path)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	// Its children must neither outlive it nor, by holding its output open, keep us.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
-	err := cmd.Run()
-	switch {
-	case err == nil, errors.Is(err, exec.ErrWaitDelay): // the latter: it has left a child behind, but with exit code 0
-		return nil
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case out.String() != "":
-		return errors.New(out.String())
-	}
-	return fmt.Errorf("failed without a word: %w", err)
-}
-
-// firstLine keeps the first line written to it, within limits.
-type firstLine struct{ buf bytes.Buffer }
-
-func (l *firstLine) Write(p []byte) (int, error) {
-	l.buf.Write(p[:min(len(p), 4096-min(4096, l.buf.Len()))])
-	return len(p), nil
-}
-
-func (l *firstLine) String() string {
-	line, _, _ := strings.Cut(strings.TrimSpace(l.buf.String()), "\n")
-	return strings.TrimSpace(line)
 }
