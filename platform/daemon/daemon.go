@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+
+	"sdvbox/platform/logfile"
 )
 
 // Options describe a service.
@@ -22,6 +24,9 @@ type Options struct {
 	Name     string
 	LogLevel string    // error, warn, info, debug or trace; empty: info
 	Stderr   io.Writer // of the log; nil: standard error
+
+	// LogFile is where the log is if it has a path. What cannot be written there goes to Stderr.
+	LogFile logfile.Config
 }
 
 // Run runs body until it returns. The end of ctx is the order to stop; a body
@@ -33,6 +38,18 @@ func Run(ctx context.Context, o Options, body func(context.Context, *slog.Logger
 	log, err := newLog(o.Stderr, o.Name, o.LogLevel)
 	if err != nil {
 		return err
+	}
+	if path := o.LogFile.Path; path != "" {
+		file, err := logfile.Open(o.LogFile)
+		if err != nil {
+			log.Warn("cannot write the log file, logging here", "error", err)
+		} else {
+			defer file.Close()
+			log.Info("logging to a file", "path", path)
+			if log, err = newFileLog(file, o.Stderr, o.Name, o.LogLevel); err != nil {
+				return err
+			}
+		}
 	}
 	n := &Notifier{log: log}
 	interval, err := daemon.SdWatchdogEnabled(false)

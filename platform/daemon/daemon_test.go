@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sdvbox/platform/logfile"
 )
 
 // manager is a service manager that listens to what it is told.
@@ -171,6 +173,35 @@ func TestLogForTheJournal(t *testing.T) {
 	log.Log(t.Context(), LevelTrace, "t")
 	if want := "<3>e\n<4>w k=v\n<6>i\n<7>d\n<7>t\n"; b.String() != want {
 		t.Errorf("logged %q, want %q", b.String(), want)
+	}
+}
+
+func TestLogFileIsUsedAsLongAsItCanBeWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log", "x.log")
+	run := func(path string) string {
+		var stderr bytes.Buffer
+		o := Options{Name: "tested", Stderr: &stderr, LogFile: logfile.Config{Path: path, Size: 1 << 20}}
+		err := Run(t.Context(), o, func(_ context.Context, log *slog.Logger, _ *Notifier) error {
+			log.Info("hello")
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stderr.String()
+	}
+	if stderr := run(path); strings.Contains(stderr, "hello") || !strings.Contains(stderr, path) {
+		t.Errorf("beside the file: %s", stderr)
+	}
+	text, err := os.ReadFile(path)
+	if want := time.Now().Format("2006-01-02 "); !strings.HasPrefix(string(text), want) || !strings.Contains(string(text), "hello") {
+		t.Errorf("log file %q, %v; want it to begin with %s", text, err, want)
+	}
+	if stderr := run(filepath.Join(path, "below a file")); !strings.Contains(stderr, "cannot write the log file") || !strings.Contains(stderr, "hello") {
+		t.Errorf("without the file: %s", stderr)
+	}
+	if stderr := run("/dev/full"); !strings.Contains(stderr, "hello") {
+		t.Errorf("with a full disk: %s", stderr)
 	}
 }
 

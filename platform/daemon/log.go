@@ -18,6 +18,26 @@ import (
 const LevelTrace = slog.LevelDebug - 4
 
 func newLog(w io.Writer, name, level string) (*slog.Logger, error) {
+	// The journal has time and name already and wants the priority in front.
+	forJournal, _ := journal.StderrIsJournalStream()
+	return makeLog(&output{w: w, name: name, journal: forJournal, time: "15:04:05.000"}, level)
+}
+
+// newFileLog logs to a file, and elsewhere what the file does not take.
+func newFileLog(file, elsewhere io.Writer, name, level string) (*slog.Logger, error) {
+	return makeLog(&output{w: either{file, elsewhere}, name: name, time: "2006-01-02 15:04:05.000"}, level)
+}
+
+type either [2]io.Writer
+
+func (e either) Write(p []byte) (int, error) {
+	if n, err := e[0].Write(p); err == nil {
+		return n, nil
+	}
+	return e[1].Write(p)
+}
+
+func makeLog(out *output, level string) (*slog.Logger, error) {
 	l := slog.LevelInfo
 	switch strings.ToLower(level) {
 	case "", "info":
@@ -32,9 +52,6 @@ func newLog(w io.Writer, name, level string) (*slog.Logger, error) {
 	default:
 		return nil, fmt.Errorf("log level %q: expected error, warn, info, debug or trace", level)
 	}
-	// The journal has time and name already and wants the priority in front.
-	forJournal, _ := journal.StderrIsJournalStream()
-	out := &output{w: w, name: name, journal: forJournal}
 	attrs := slog.NewTextHandler(&out.b, &slog.HandlerOptions{
 		Level: l,
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
@@ -58,6 +75,7 @@ type output struct {
 	w       io.Writer
 	name    string
 	journal bool
+	time    string // layout
 
 	mu sync.Mutex
 	b  bytes.Buffer // one line
@@ -79,7 +97,7 @@ func (h handler) Handle(ctx context.Context, r slog.Record) error {
 	if o.journal {
 		fmt.Fprintf(&o.b, "<%d>", priority(r.Level))
 	} else {
-		fmt.Fprintf(&o.b, "%s %-5s %s: ", r.Time.Format("15:04:05.000"), levelName(r.Level), o.name)
+		fmt.Fprintf(&o.b, "%s %-5s %s: ", r.Time.Format(o.time), levelName(r.Level), o.name)
 	}
 	// A line break would make two entries of one, the second without a priority.
 	o.b.WriteString(strings.ReplaceAll(strings.TrimSpace(r.Message), "\n", " "))
