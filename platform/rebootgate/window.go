@@ -72,8 +72,9 @@ func open(windows []window, t time.Time) bool {
 	return slices.ContainsFunc(windows, func(w window) bool { return w.open(t) })
 }
 
-// opening returns the minute after t in which the first of the windows opens. It looks at every minute, since nothing simpler is right when
-// the clocks change. The week after next is far enough: only once in a row can a window fall into an hour that is left out.
+// opening returns the minute after t in which the first of the windows opens. It looks at every minute, since nothing simpler
+// is right when the clocks change. The week after next is far enough: only once in a row can a window fall into an hour that
+// is left out.
 func opening(windows []window, t time.Time) time.Time {
 	for range 15 * 24 * 60 {
 		t = t.Add(time.Minute)
