@@ -3,13 +3,11 @@
 package orchestrator
 
 import (
-	"cmp"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"sdvbox/platform/updateproto"
 )
@@ -106,26 +104,6 @@ func (m *Machine) say(kind SayKind, status, message string) {
 }
 
 func (m *Machine) running() { m.say(Running, updateproto.StatusRunning, "") }
-
-// actions is what the domains have reported, in a stable order and in the words
-// that the north knows.
-func (a *Activity) actions() []updateproto.Action {
-	var all []updateproto.Action
-	for _, d := range a.Domains {
-		for _, x := range d.Actions {
-			switch x.Status {
-			case updateproto.ActionActivating:
-				x.Status = updateproto.ActionUpdating
-			case updateproto.ActionActivationSuccess:
-				x.Status = updateproto.ActionUpdateSuccess
-			case updateproto.ActionActivationFailure:
-				x.Status = updateproto.ActionUpdateFailure
-			}
-			all = append(all, x)
-		}
-	}
-	return all
-}
 
 // started takes up what a former process or boot has left.
 func (m *Machine) started(ev Started) {
@@ -230,6 +208,7 @@ func (m *Machine) requested(ev Requested) {
 		m.Next, m.dirty = &Request{ev.ID, ev.State}, true
 		m.identifying(ev.ID)
 	default:
+		m.identifying(ev.ID)
 		m.begin(Request{ev.ID, ev.State})
 	}
 }
@@ -288,7 +267,6 @@ func (m *Machine) begin(r Request) {
 	case len(unknown) > 0 && m.c.FailurePolicy == All:
 		a.Unidentified = true
 	default:
-		m.identifying(a.ID)
 		for _, d := range a.Domains {
 			if u := slices.IndexFunc(unknown, func(u string) bool { return m.together(d.ID, u) }); u >= 0 {
 				m.finish(d, ResultUnchanged, "it shares a baseline with "+clip(unknown[u]))
@@ -330,355 +308,9 @@ func (m *Machine) together(x, y string) bool {
 	return group[y]
 }
 
-func (m *Machine) agent(d *Domain) Agent { return m.c.Agents[d.ID] }
-
-func (m *Machine) needsReboot(d *Domain) bool {
-	return m.agent(d).RebootRequired && d.State == activated && !d.Back && len(d.Actions) > 0
-}
-
-// order gives a domain something to do.
-func (m *Machine) order(d *Domain, order string) {
-	d.Order, d.Resent, d.heard, d.working = order, false, false, false
-	if order != orderDesired && order != orderVerify {
-		d.Touched = true
-	}
-	d.limit = time.Time{}
-	m.dirty = true
-	m.arm(d)
-	m.send(d)
-}
-
-// send tells the agent its order.
-func (m *Machine) send(d *Domain) {
-	d.resend = time.Time{}
-	s := Send{Domain: d.ID, ID: m.Activity.ID, At: m.now, Command: d.Order}
-	switch d.Order {
-	case orderDesired:
-		ds := updateproto.Split(m.Activity.Request, d.ID)
-		s.Desired, s.Command = &ds, ""
-	case orderVerify:
-		// It is activated already and says so again.
-		s.Command = updateproto.CommandActivate
-		d.resend = m.now.Add(m.agent(d).ReadTimeout)
-	}
-	m.do(s)
-}
-
-// arm sets the deadline for the answer to an order.
-func (m *Machine) arm(d *Domain) {
-	wait := m.c.PhaseTimeout
-	switch {
-	case d.Order == orderVerify:
-		wait = m.c.VerifyTimeout
-	case !d.heard && (d.Back || d.Silent):
-		// One that may never answer must not hold up the end for long.
-		wait = min(wait, m.agent(d).ReadTimeout)
-	}
-	d.deadline = m.now.Add(wait)
-	if d.limit.IsZero() {
-		d.limit = m.now.Add(patienceFactor * wait)
-	}
-	if d.limit.Before(d.deadline) {
-		d.deadline = d.limit
-	}
-}
-
-// reported takes the feedback of an agent.
-func (m *Machine) reported(ev Reported) {
-	a := m.Activity
-	var d *Domain
-	if a != nil && a.ID == ev.ID {
-		if i := slices.IndexFunc(a.Domains, func(d *Domain) bool { return d.ID == ev.Domain }); i >= 0 {
-			d = a.Domains[i]
-		}
-	}
-	if d == nil {
-		m.logf(slog.LevelDebug, "feedback %s of %s for activity %q is of no concern", ev.Feedback.Status, ev.Domain, ev.ID)
-		return
-	}
-	d.record(ev.Feedback.Actions)
-	if d.State == done {
-		return
-	}
-	d.heard, d.resend = true, time.Time{}
-	if d.Order == orderVerify && !d.fresh {
-		d.resend = m.now.Add(m.agent(d).ReadTimeout)
-	}
-	if d.Order != "" {
-		m.arm(d)
-	}
-	f := ev.Feedback
-	f.Message = clip(f.Message)
-	switch status := f.Status; status {
-	case updateproto.StatusIdentifying:
-	case updateproto.StatusIdentified:
-		switch {
-		case d.Order != orderDesired:
-		case len(d.Actions) == 0:
-			m.finish(d, ResultUnchanged, "")
-		default:
-			m.reached(d, identified)
-		}
-	case updateproto.StatusIdentificationFailed:
-		if d.Order == orderDesired {
-			a.Unidentified = true
-			m.finish(d, ResultFailed, cmp.Or(f.Message, "identification failed"))
-		}
-	case updateproto.StatusCompleted, updateproto.StatusComplete:
-		m.completed(d)
-	case updateproto.StatusIncomplete:
-		m.incomplete(d, f.Message)
-	case updateproto.StatusRollback, updateproto.StatusCleanup:
-		if d.Order == status {
-			d.working = true
-			m.running()
-		}
-	case updateproto.StatusRollbackSuccess:
-		if d.Order == updateproto.CommandRollback {
-			d.State, d.Order, d.Result, m.dirty = rolledBack, "", ResultRolledBack, true
-		}
-	case updateproto.StatusRollbackFailure:
-		if d.Order == updateproto.CommandRollback && !m.refusal(d, f) {
-			d.State, d.Order, d.Result, m.dirty = notRolledBack, "", ResultUnknown, true
-			d.Message = cmp.Or(d.Message, "rollback failed: "+cmp.Or(f.Message, "no reason given"))
-		}
-	case updateproto.StatusCleanupSuccess, updateproto.StatusCleanupFailure:
-		if d.Order == updateproto.CommandCleanup {
-			m.cleaned(d, status == updateproto.StatusCleanupFailure, f.Message)
-		}
-	case updateproto.StatusRunning:
-		m.fellBack(d)
-	default:
-		m.forward(d, f)
-	}
-}
-
-// record takes the actions that an agent reports; the newest word on a component
-// counts.
-func (d *Domain) record(actions []updateproto.Action) {
-	for _, x := range actions {
-		x.Message = clip(x.Message)
-		x.Status = clip(x.Status)
-		i := slices.IndexFunc(d.Actions, func(o updateproto.Action) bool { return o.Component.ID == x.Component.ID })
-		switch {
-		case i >= 0:
-			d.Actions[i] = x
-		case len(d.Actions) < maxActions:
-			d.Actions = append(d.Actions, x)
-		}
-	}
-}
-
-// step is one command on the way forward.
-type step struct {
-	phase                     Phase
-	command                   string
-	from, to                  DomainState
-	progress, success, failed string
-}
-
-func steps() [3]step {
-	return [...]step{
-		{Download, updateproto.CommandDownload, identified, downloaded,
-			updateproto.StatusDownloading, updateproto.StatusDownloadSuccess, updateproto.StatusDownloadFailure},
-		{Update, updateproto.CommandUpdate, downloaded, updated,
-			updateproto.StatusUpdating, updateproto.StatusUpdateSuccess, updateproto.StatusUpdateFailure},
-		{Activate, updateproto.CommandActivate, updated, activated,
-			updateproto.StatusActivating, updateproto.StatusActivationSuccess, updateproto.StatusActivationFailure},
-	}
-}
-
-// forward takes what an agent says about DOWNLOAD, UPDATE and ACTIVATE.
-func (m *Machine) forward(d *Domain, f updateproto.Feedback) {
-	verifying := d.Order == orderVerify
-	known := false
-	for _, s := range steps() {
-		ordered := d.Order == s.command || verifying && s.phase == Activate
-		working := ordered || d.Order == updateproto.CommandDownload || d.Order == updateproto.CommandUpdate || d.Order == updateproto.CommandActivate
-		switch f.Status {
-		case s.progress:
-			known = true
-			if ordered {
-				d.working = true
-				m.running()
-			}
-		case s.success:
-			known = true
-			switch {
-			case verifying && ordered:
-				// What was said before the reboot may come after it.
-				if d.fresh {
-					d.Order, d.Verified, m.dirty = "", true, true
-				}
-			case ordered:
-				m.reached(d, s.to)
-			}
-		case s.failed:
-			known = true
-			// Some agents fail a step with the status of a later one.
-			if working && !m.refusal(d, f) {
-				m.fail(d, cmp.Or(f.Message, strings.ToLower(s.command)+" failed"))
-			}
-		}
-	}
-	if !known {
-		m.logf(slog.LevelWarn, "status %.40q of %s is unknown", f.Status, d.ID)
-	}
-}
-
-// refusal reports whether a failure may only mean that an order was known
-// already when it came a second time.
-func (m *Machine) refusal(d *Domain, f updateproto.Feedback) bool {
-	if !d.Resent || d.working || m.Resumes[d.ID] {
-		return false
-	}
-	d.Resent, m.dirty = false, true
-	m.logf(slog.LevelWarn, "%s of %s after the order was repeated is taken for a refusal: %s", f.Status, d.ID, f.Message)
-	return true
-}
-
-// reached takes down that an agent has carried out its order.
-func (m *Machine) reached(d *Domain, s DomainState) {
-	d.State, d.Order, m.dirty = s, "", true
-	if d.Back {
-		m.back(d)
-	}
-}
-
-// fellBack sends DOWNLOAD again to an agent that could not install while
-// downloading and now waits for it.
-func (m *Machine) fellBack(d *Domain) {
-	again := d.Order == updateproto.CommandUpdate && !d.FellBack && !d.Back && !m.Resumes[d.ID] &&
-		slices.ContainsFunc(d.Actions, func(x updateproto.Action) bool { return x.Status == updateproto.ActionUpdating })
-	if again {
-		d.FellBack, d.State = true, identified
-		m.order(d, updateproto.CommandDownload)
-	}
-}
-
-// completed takes an agent's word that it has ended well.
-func (m *Machine) completed(d *Domain) {
-	switch {
-	case d.Order == updateproto.CommandCleanup:
-		m.cleaned(d, false, "")
-	case d.Back:
-		m.finish(d, ResultUpdated, cmp.Or(d.Message, "completed before it could be taken back"))
-	case d.Order == orderDesired:
-		m.finish(d, ResultUnchanged, "")
-		// One that does not say IDENTIFIED before takes no other desired state
-		// until it is released; nobody has to wait for that.
-		if !m.Resumes[d.ID] {
-			m.do(Send{Domain: d.ID, ID: m.Activity.ID, At: m.now, Command: updateproto.CommandCleanup})
-		}
-	default:
-		m.finish(d, ResultUpdated, "")
-	}
-}
-
-// incomplete takes an agent's word that it has ended without success.
-func (m *Machine) incomplete(d *Domain, why string) {
-	switch {
-	case d.Order == updateproto.CommandCleanup && (d.Back || d.State == failed):
-		m.cleaned(d, false, "")
-	case d.Back:
-		m.finish(d, ResultRolledBack, d.Message)
-	default:
-		m.Activity.Failed = true
-		m.finish(d, ResultFailed, cmp.Or(why, "it ended as incomplete"))
-		m.takeBack(d)
-	}
-}
-
-// cleaned ends a domain.
-func (m *Machine) cleaned(d *Domain, fail bool, why string) {
-	if fail {
-		m.logf(slog.LevelWarn, "%s could not clean up: %s", d.ID, why)
-	}
-	result := d.Result
-	switch {
-	case result != "":
-	case d.Back:
-		result = ResultUnknown
-	case d.State == failed:
-		result = ResultFailed
-	default:
-		result = ResultUpdated
-	}
-	m.finish(d, result, d.Message)
-}
-
-func (m *Machine) finish(d *Domain, result, message string) {
-	d.State, d.Order, d.Result, d.Message = done, "", result, message
-	d.deadline, d.resend = time.Time{}, time.Time{}
-	if result == ResultFailed || result == ResultUnknown {
-		m.Activity.Failed = true
-	}
-	m.dirty = true
-}
-
-// fail takes down that an agent could not do what it was told. It cleans up at
-// once; those that belong to it go back.
-func (m *Machine) fail(d *Domain, why string) {
-	m.Activity.Failed = true
-	d.State, d.Message = failed, why
-	m.order(d, updateproto.CommandCleanup)
-	m.takeBack(d)
-}
-
-// takeBack sends the domains back that belong to one that has failed.
-func (m *Machine) takeBack(cause *Domain) {
-	for _, d := range m.Activity.Domains {
-		if d != cause && d.State != done && d.State != failed && m.together(cause.ID, d.ID) {
-			m.back(d)
-		}
-	}
-}
-
-// back makes a domain return to its old state as soon as its agent can take
-// the order.
-func (m *Machine) back(d *Domain) {
-	if d.State == done || d.State == failed || d.State == rolledBack || d.State == notRolledBack {
-		return
-	}
-	m.Activity.Failed = true
-	if !d.Back {
-		d.Back, m.dirty = true, true
-	}
-	switch d.Order {
-	case updateproto.CommandRollback:
-	case "":
-		m.order(d, updateproto.CommandRollback)
-	default:
-		// One of the original kind takes ROLLBACK only between two steps.
-		if m.Resumes[d.ID] || d.Silent || d.Order == orderVerify || d.Order == updateproto.CommandCleanup {
-			m.order(d, updateproto.CommandRollback)
-		}
-	}
-}
-
 func (m *Machine) backAll() {
 	for _, d := range m.Activity.Domains {
 		m.back(d)
-	}
-}
-
-// seen takes what an agent's current state says about it.
-func (m *Machine) seen(ev Seen) {
-	if _, known := m.c.Agents[ev.Domain]; !known {
-		return
-	}
-	if m.Resumes[ev.Domain] != ev.Resumes {
-		m.Resumes[ev.Domain], m.dirty = ev.Resumes, true
-	}
-	a := m.Activity
-	if a == nil || !ev.Fresh {
-		return
-	}
-	for _, d := range a.Domains {
-		if d.ID == ev.Domain && d.Order == orderVerify && !d.fresh {
-			d.fresh = true
-			m.send(d)
-		}
 	}
 }
 
@@ -780,6 +412,9 @@ func (m *Machine) step() bool {
 		m.begin(r)
 		return true
 	}
+	if a.Consent != "" && !slices.ContainsFunc(a.Domains, (*Domain).forward) {
+		a.Consent, m.dirty = "", true // nobody needs it any more
+	}
 	if a.Status == "" && a.Consent == "" && m.phase() {
 		return true
 	}
@@ -796,7 +431,7 @@ func (m *Machine) phase() bool {
 		return true
 	}
 	forward := func(yes func(*Domain) bool) bool {
-		return slices.ContainsFunc(a.Domains, func(d *Domain) bool { return !d.Back && d.State != done && d.State != failed && yes(d) })
+		return slices.ContainsFunc(a.Domains, func(d *Domain) bool { return d.forward() && yes(d) })
 	}
 	any := func(*Domain) bool { return true }
 	busy := func(d *Domain) bool { return d.Order != "" }
@@ -830,7 +465,7 @@ func (m *Machine) phase() bool {
 			return false
 		}
 		for _, d := range a.Domains {
-			if !d.Back && ready(d) {
+			if d.forward() && ready(d) {
 				m.order(d, s.command)
 			}
 		}
@@ -859,7 +494,7 @@ func (m *Machine) phase() bool {
 		return next(Cleanup)
 	case Cleanup:
 		for _, d := range a.Domains {
-			if !d.Back && d.State == activated && d.Order == "" {
+			if d.forward() && d.State == activated && d.Order == "" {
 				m.order(d, updateproto.CommandCleanup)
 			}
 		}
@@ -869,15 +504,6 @@ func (m *Machine) phase() bool {
 		return next(Ending)
 	}
 	return false
-}
-
-// rebootsFirst reports whether the reboot is part of the transaction: agents
-// that go on after it can say what has become of it.
-func (m *Machine) rebootsFirst() bool {
-	if !m.c.RebootEnabled || !slices.ContainsFunc(m.Activity.Domains, m.needsReboot) {
-		return false
-	}
-	return !slices.ContainsFunc(m.Activity.Domains, func(d *Domain) bool { return len(d.Actions) > 0 && !m.Resumes[d.ID] })
 }
 
 // release sends CLEANUP to what has been rolled back, all together.
@@ -902,12 +528,9 @@ func (m *Machine) release() {
 // once all agents are free.
 func (m *Machine) conclude() bool {
 	a := m.Activity
-	certain := func(d *Domain) bool { return d.State == done || d.Back && !d.Touched || d.Back && d.unchanged() }
+	certain := func(d *Domain) bool { return d.State == done || d.Back && !d.Touched }
 	if a.Status == "" {
 		if slices.ContainsFunc(a.Domains, func(d *Domain) bool { return !certain(d) }) {
-			return false
-		}
-		if a.Phase == Identification && !a.Failed {
 			return false
 		}
 		m.terminal()
@@ -917,15 +540,6 @@ func (m *Machine) conclude() bool {
 	}
 	m.Activity, m.dirty = nil, true
 	return m.Next != nil
-}
-
-// unchanged reports whether nothing but ROLLBACK and CLEANUP was sent to a
-// domain that has to go back.
-func (d *Domain) unchanged() bool {
-	if d.State != identifying && d.State != identified {
-		return false
-	}
-	return d.Order == updateproto.CommandRollback && d.State == identifying
 }
 
 // terminal says how the activity has ended.
@@ -961,13 +575,6 @@ func (m *Machine) terminal() {
 	m.do(Refresh{a.ID})
 }
 
-// leavesReboot reports whether what was activated is not in effect yet.
-func (m *Machine) leavesReboot() bool {
-	return slices.ContainsFunc(m.Activity.Domains, func(d *Domain) bool {
-		return m.agent(d).RebootRequired && len(d.Actions) > 0 && d.Result == ResultUpdated && !d.Verified
-	})
-}
-
 // end takes down an activity that has ended and says so.
 func (m *Machine) end(e Entry, actions []updateproto.Action) {
 	e.Ended = m.now.UnixMilli()
@@ -982,107 +589,6 @@ func (m *Machine) end(e Entry, actions []updateproto.Action) {
 	}
 	m.dirty = true
 	m.do(Say{o.ID, time.UnixMilli(o.At), o.Feedback, Final})
-}
-
-// summary is why an activity has not completed, and what has become of each
-// domain.
-func (a *Activity) summary() string {
-	var parts []string
-	if a.Reason != "" {
-		parts = append(parts, a.Reason)
-	}
-	for _, d := range a.Domains {
-		switch {
-		case d.Message != "" && d.Result == ResultRolledBack && !strings.Contains(d.Message, ResultRolledBack):
-			parts = append(parts, d.ID+": "+d.Message+" (rolled back)")
-		case d.Message != "":
-			parts = append(parts, d.ID+": "+d.Message)
-		default:
-			parts = append(parts, d.ID+": "+d.Result)
-		}
-	}
-	return strings.Join(parts, "; ")
-}
-
-// waitForReboot begins the delay before a reboot.
-func (m *Machine) waitForReboot() {
-	m.gateAt = m.now.Add(m.c.RebootAfter)
-	m.gateBy = m.gateAt.Add(m.c.GateTimeout)
-	m.gateAsked, m.downBy, m.unsafe = false, time.Time{}, ""
-}
-
-// rebooting reports whether a reboot is waited for, and after which activity.
-func (m *Machine) rebooting() (id string, yes bool) {
-	switch {
-	case m.Reboot != nil:
-		return m.Reboot.ID, true
-	case m.Activity != nil && m.Activity.Phase == Restart:
-		return m.Activity.ID, true
-	}
-	return "", false
-}
-
-// free reports whether no agent has anything to do that a reboot would
-// interrupt.
-func (m *Machine) free() bool {
-	return m.Activity == nil || !slices.ContainsFunc(m.Activity.Domains, func(d *Domain) bool { return d.Order != "" })
-}
-
-func (m *Machine) gateSaid(ev GateSaid) {
-	id, yes := m.rebooting()
-	if !yes || !m.gateAsked {
-		return
-	}
-	m.gateAsked = false
-	switch {
-	case !ev.Safe:
-		m.gateAt = m.now.Add(gatePause)
-		why := clip(ev.Reason)
-		if why == m.unsafe {
-			return
-		}
-		m.unsafe = why
-		m.logf(slog.LevelInfo, "the reboot for activity %q has to wait: %s", id, why)
-		if m.Reboot == nil {
-			m.say(Normal, updateproto.StatusRunning, "the reboot has to wait: "+why)
-		}
-	case !m.free():
-		m.gateAt = m.now.Add(gatePause)
-	default:
-		m.downBy = m.now.Add(rebootPatience)
-		m.gateAt = time.Time{}
-		if m.Reboot != nil {
-			m.Reboot.Attempts++
-		} else {
-			m.Activity.Attempts++
-		}
-		m.dirty = true
-		m.logf(slog.LevelInfo, "rebooting for activity %q", id)
-		m.do(Reboot{id})
-	}
-}
-
-func (m *Machine) rebootFailed(why string) {
-	id, yes := m.rebooting()
-	if !yes || m.downBy.IsZero() {
-		return
-	}
-	m.downBy = time.Time{}
-	m.logf(slog.LevelError, "the reboot for activity %q has failed: %s", id, why)
-	switch {
-	case m.Reboot != nil && m.Reboot.Attempts >= rebootAttempts:
-		m.Reboot, m.dirty = nil, true
-	case m.Reboot == nil && m.Activity.Attempts >= rebootAttempts:
-		m.noReboot("the vehicle cannot be rebooted: " + clip(why))
-	default:
-		m.gateAt = m.now.Add(rebootPause)
-	}
-}
-
-// noReboot ends an activity whose reboot cannot take place.
-func (m *Machine) noReboot(why string) {
-	m.gateAt, m.gateAsked, m.downBy = time.Time{}, false, time.Time{}
-	m.giveUp(why)
 }
 
 // Deadline is when Handle wants a Tick; zero when it does not.
@@ -1149,121 +655,4 @@ func (m *Machine) tick() {
 			}
 		}
 	}
-}
-
-func (m *Machine) tickReboot(id string) {
-	switch {
-	case m.due(m.downBy):
-		m.rebootFailed(fmt.Sprintf("it has not taken place within %s", rebootPatience))
-	case !m.downBy.IsZero():
-	case m.due(m.gateBy):
-		why := fmt.Sprintf("it was not safe to reboot within %s: %s", m.c.GateTimeout, cmp.Or(m.unsafe, "no answer"))
-		if m.Reboot == nil {
-			m.noReboot(why)
-			return
-		}
-		m.logf(slog.LevelError, "the reboot after activity %q is given up: %s", id, why)
-		m.Reboot, m.dirty = nil, true
-	case !m.gateAsked && m.due(m.gateAt):
-		m.gateAsked = true
-		m.do(CheckGate{id})
-	}
-}
-
-// timeout ends the wait for an agent.
-func (m *Machine) timeout(d *Domain) {
-	a := m.Activity
-	waited := m.c.PhaseTimeout
-	if d.Order == orderVerify {
-		waited = m.c.VerifyTimeout
-	}
-	silent := fmt.Sprintf("no answer to %s within %s", d.Order, waited)
-	m.logf(slog.LevelWarn, "%s: %s", d.ID, silent)
-	d.Silent, m.dirty = true, true
-	switch order := d.Order; {
-	case order == updateproto.CommandCleanup:
-		switch {
-		case d.Result != "":
-			m.finish(d, d.Result, d.Message)
-		case d.Back || d.State == failed:
-			m.finish(d, ResultUnknown, cmp.Or(d.Message, silent))
-		default:
-			m.finish(d, ResultUnknown, "activated, but "+silent)
-		}
-	case order == updateproto.CommandRollback:
-		d.State, d.Order = notRolledBack, ""
-		d.Result = ResultUnknown
-		d.Message = cmp.Or(d.Message, "it did not confirm the rollback")
-	default:
-		a.Failed = true
-		d.Message = cmp.Or(d.Message, silent)
-		if order == orderDesired {
-			a.Unidentified = true
-		} else if order == orderVerify {
-			d.Message = "after the reboot it did not say what runs within " + waited.String()
-		}
-		m.back(d)
-		if order != orderDesired {
-			m.takeBack(d)
-		}
-	}
-}
-
-// Snapshot is for people.
-func (m *Machine) Snapshot() Status {
-	s := Status{Phase: "idle", Connected: m.connected}
-	if m.Next != nil {
-		s.Next = m.Next.ID
-	}
-	if r := m.Reboot; r != nil {
-		s.ActivityID, s.Phase, s.Waiting = r.ID, string(Restart), m.waitsForReboot()
-	}
-	a := m.Activity
-	if a == nil {
-		return s
-	}
-	s.ActivityID, s.Phase, s.Since = a.ID, string(a.Phase), a.Started
-	var slow []string
-	for _, d := range a.Domains {
-		ds := DomainStatus{ID: d.ID, State: string(d.State), Order: d.Order, Message: d.Message}
-		if d.State == done {
-			ds.State = cmp.Or(d.Result, ds.State)
-		}
-		for i, x := range d.Actions {
-			if i == 0 || x.Progress < ds.Progress {
-				ds.Progress = x.Progress
-			}
-		}
-		if d.Order != "" {
-			slow = append(slow, d.ID+" ("+d.Order+")")
-		}
-		s.Domains = append(s.Domains, ds)
-	}
-	switch {
-	case a.Consent != "":
-		s.Waiting = "the owner's consent to " + a.Consent
-	case len(slow) > 0:
-		s.Waiting = strings.Join(slow, ", ")
-	case a.Phase == Restart:
-		s.Waiting = m.waitsForReboot()
-	}
-	return s
-}
-
-func (m *Machine) waitsForReboot() string {
-	if m.unsafe != "" {
-		return "a safe moment to reboot: " + m.unsafe
-	}
-	return "the reboot"
-}
-
-// clip bounds a text that came from outside.
-func clip(s string) string {
-	if len(s) > maxText {
-		s = strings.ToValidUTF8(s[:maxText], "") + "…"
-	}
-	if !utf8.ValidString(s) {
-		s = strings.ToValidUTF8(s, "\ufffd")
-	}
-	return s
 }

@@ -178,12 +178,13 @@ type Domain struct {
 	Message  string               `json:"message,omitempty"`  // why it failed
 	Actions  []updateproto.Action `json:"actions,omitempty"`
 
-	heard    bool      // since the order was sent
-	fresh    bool      // what it says now was said in this boot
-	working  bool      // it has reported progress of the order
-	deadline time.Time // for an answer
-	resend   time.Time // for a sign of life
-	limit    time.Time // however much progress it reports
+	heard    bool          // since the order was sent
+	fresh    bool          // what it says now was said in this boot
+	working  bool          // it has reported progress of the order
+	wait     time.Duration // that deadline stands for
+	deadline time.Time     // for an answer
+	resend   time.Time     // for a sign of life
+	limit    time.Time     // however much progress it reports
 }
 
 // Orders that are no commands.
