@@ -41,6 +41,9 @@ type Command struct {
 
 	// Options returns a pointer to a fresh struct with go-flags tags; values
 	// already in it are the defaults. Nil: no options of its own.
+	//
+	// With GoFlagStyle, it may have a method Flag(name string) any that
+	// returns a pointer to the value of an option without a field, or nil.
 	Options func() any
 
 	// Run does the work. It may be nil when one of Sub must be named.
@@ -48,7 +51,7 @@ type Command struct {
 	Sub []Command
 
 	Exit        []ExitCode // documented exit codes beyond 0, 1 and 2
-	GoFlagStyle bool       // also accept -config-file=/x and --flag=false, as Go's flag package does
+	GoFlagStyle bool       // also accept -config-file=/x and --flag=false, as Go's flag package does, and environment variables that cannot be
 	Raw         bool       // no flag parsing at all: Args are passed through
 	Daemon      bool       // runs until told to stop: no --output
 	Hidden      bool       // works, but is not shown
@@ -73,6 +76,18 @@ type Call struct {
 	JSON           bool     // --output json
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+
+	overlay func(options any) error
+}
+
+// Overlay sets what the environment and the command line say in options, which
+// are of the type of c.Options. A command whose options have defaults from a
+// file that only the command line names reads it and then calls Overlay.
+func (c *Call) Overlay(options any) error {
+	if c.overlay == nil { // not from a command line
+		return nil
+	}
+	return c.overlay(options)
 }
 
 type exitError struct {
@@ -157,7 +172,22 @@ func dispatch(ctx context.Context, cmd *Command, path string, c *Call, args []st
 	case cmd.Args == "" && len(rest) > 0:
 		return usage(path, fmt.Errorf("unexpected argument %q", rest[0]))
 	}
+	for _, text := range p.ignored {
+		fmt.Fprintf(c.Stderr, "%s: %s\n", c.Name, text)
+	}
 	c.Options, c.Args = p.options, rest
+	c.overlay = func(options any) error {
+		over := *cmd
+		over.Options = func() any { return options }
+		p, err := newParser(&over, c.JSON)
+		if err != nil {
+			return err
+		}
+		if _, err := p.parse(args, false); err != nil {
+			return usage(path, err)
+		}
+		return nil
+	}
 	return cmd.Run(ctx, c)
 }
 

@@ -139,6 +139,83 @@ func TestGoFlagStyleIsUnderstoodWhereAskedFor(t *testing.T) {
 	}
 }
 
+// daemonOptions have defaults from a file and options for each wheel in it.
+type daemonOptions struct {
+	File   string   `long:"file"`
+	Reboot bool     `long:"reboot" env:"APPLET_TEST_REBOOT"`
+	Count  int      `long:"count" env:"APPLET_TEST_COUNT"`
+	List   []string `long:"list"`
+	wheels map[string]*bool
+}
+
+func (o *daemonOptions) Flag(name string) any {
+	name, ok := strings.CutSuffix(name, "-braked")
+	switch {
+	case !ok:
+		return nil
+	case o.wheels == nil: // the file has not been read yet
+		return new(bool)
+	case o.wheels[name] == nil:
+		return nil
+	}
+	return o.wheels[name]
+}
+
+func TestCommandLineIsLaidOverAFile(t *testing.T) {
+	table := []Command{{
+		Name: "car", GoFlagStyle: true, Daemon: true,
+		Options: func() any { return &daemonOptions{Count: 1} },
+		Run: func(_ context.Context, c *Call) error {
+			o := &daemonOptions{Count: 2, Reboot: true, List: []string{"file"}, wheels: map[string]*bool{"front-left": new(bool), "rear": new(bool)}}
+			if err := c.Overlay(o); err != nil {
+				return err
+			}
+			fmt.Fprintln(c.Stdout, c.Options.(*daemonOptions).File, o.Reboot, o.Count, o.List, *o.wheels["front-left"], *o.wheels["rear"])
+			return nil
+		},
+		Sub: []Command{{Name: "wash", Run: func(_ context.Context, c *Call) error {
+			_, err := fmt.Fprintln(c.Stdout, "washed", c.JSON)
+			return err
+		}}},
+	}}
+	for _, test := range []struct {
+		args, env string
+		want      result
+	}{
+		{"", "", result{0, " true 2 [file] false false\n", ""}},
+		{"-file x -count=3 --reboot=false", "", result{0, "x false 3 [file] false false\n", ""}},
+		{"-list a -list b", "", result{0, " true 2 [a b] false false\n", ""}},
+		{"", "REBOOT=0 COUNT=4", result{0, " false 4 [file] false false\n", ""}},
+		{"-count 5 -reboot", "REBOOT=0 COUNT=4", result{0, " true 5 [file] false false\n", ""}},
+		{"", "REBOOT=maybe COUNT=", result{0, " true 2 [file] false false\n",
+			"car: environment variable APPLET_TEST_REBOOT is ignored: strconv.ParseBool: parsing \"maybe\": invalid syntax\n" +
+				"car: environment variable APPLET_TEST_COUNT is ignored: strconv.ParseInt: parsing \"\": invalid syntax\n"}},
+		{"", "REBOOT=", result{0, " true 2 [file] false false\n", "car: environment variable APPLET_TEST_REBOOT is ignored: empty\n"}},
+		{"-front-left-braked --rear-braked=true", "", result{0, " true 2 [file] true true\n", ""}},
+		{"-front-left-braked=false -count 6", "", result{0, " true 6 [file] false false\n", ""}},
+		{"-side-braked", "", result{2, "", "car: unknown flag `side-braked'\nTry \"car --help\".\n"}},
+		{"-rear-braked=soon", "", result{2, "", "car: invalid argument for flag `--rear-braked' (expected *bool): " +
+			"strconv.ParseBool: parsing \"soon\": invalid syntax\nTry \"car --help\".\n"}},
+		{"wash --output json", "COUNT=x", result{0, "washed true\n", ""}},
+		{"-rear-braked wash", "", result{0, "washed false\n", ""}},
+	} {
+		t.Run(test.args+" "+test.env, func(t *testing.T) {
+			for _, e := range strings.Fields(test.env) {
+				key, value, _ := strings.Cut(e, "=")
+				t.Setenv("APPLET_TEST_"+key, value)
+			}
+			var out, err bytes.Buffer
+			code := Main(table, append([]string{"car"}, strings.Fields(test.args)...), nil, &out, &err)
+			if diff := cmp.Diff(test.want, result{code, out.String(), err.String()}); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+	if err := new(Call).Overlay(nil); err != nil {
+		t.Errorf("a call that does not come from a command line: %v", err)
+	}
+}
+
 func TestErrorNamesTheAppletAndSetsTheExitCode(t *testing.T) {
 	for _, test := range []struct {
 		args string

@@ -5,6 +5,7 @@ package applet
 import (
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"strings"
 
@@ -33,6 +34,7 @@ type parser struct {
 	options any // what Command.Options returned
 	output  outputOption
 	goStyle bool
+	ignored []string // what the environment says and cannot be
 }
 
 // newParser returns the parser of cmd; json is the default of --output. An
@@ -83,6 +85,8 @@ func (p *parser) parse(args []string, stop bool) ([]string, error) {
 		p.flags.Options |= flags.PassAfterNonOption
 	}
 	if p.goStyle {
+		p.environ()
+		p.adopt(args)
 		args = p.rewrite(args, stop)
 	}
 	rest, err := p.flags.ParseArgs(args)
@@ -93,6 +97,50 @@ func (p *parser) parse(args []string, stop bool) ([]string, error) {
 }
 
 func (p *parser) json() bool { return p.output.Output == "json" }
+
+// environ sets the options from the environment but, unlike go-flags, only
+// notes a value that cannot be: programs in the style of Go's flag package
+// start nevertheless.
+func (p *parser) environ() {
+	p.each(func(o *flags.Option) {
+		key := o.EnvKeyWithNamespace()
+		value, set := os.LookupEnv(key)
+		if key == "" || !set {
+			return
+		}
+		err := errors.New("empty") // for go-flags that is true
+		if value != "" || takesValue(o) {
+			err = o.Set(&value)
+		}
+		if err != nil {
+			o.EnvDefaultKey = ""
+			p.ignored = append(p.ignored, fmt.Sprintf("environment variable %s is ignored: %v", key, err))
+		}
+	})
+}
+
+// A flagger knows further options by their names, which depend on what is
+// configured. Flag returns a pointer to the value of one, nil for none.
+type flagger interface{ Flag(name string) any }
+
+// adopt adds the options in args that only a flagger knows.
+func (p *parser) adopt(args []string) {
+	f, ok := p.options.(flagger)
+	for _, arg := range args {
+		name, dashed := strings.CutPrefix(arg, "-")
+		if !ok || arg == "--" {
+			return
+		}
+		name, _ = strings.CutPrefix(name, "-")
+		name, _, _ = strings.Cut(name, "=")
+		if !dashed || p.lookup(name) != nil {
+			continue
+		}
+		if value := f.Flag(name); value != nil {
+			p.flags.AddOption(&flags.Option{LongName: name}, value)
+		}
+	}
+}
 
 // rewrite turns the spellings of Go's flag package into those of go-flags: one
 // dash before a long name, two before a short one, and any next argument as
@@ -110,6 +158,9 @@ func (p *parser) rewrite(args []string, stop bool) []string {
 		name, value, joined := strings.Cut(name, "=")
 		opt := p.lookup(name)
 		if !dashed || opt == nil {
+			if len(name) > 1 && !strings.HasPrefix(arg, "--") && dashed {
+				arg = "-" + arg // unknown, but not as a bundle of short options
+			}
 			out = append(out, arg)
 			continue
 		}
@@ -140,27 +191,34 @@ func (p *parser) lookup(name string) *flags.Option {
 	return p.flags.FindOptionByLongName(name)
 }
 
-// visible returns the options to show, in the order of their fields.
+// visible returns the options to show.
 func (p *parser) visible() []*flags.Option {
 	var list []*flags.Option
+	p.each(func(o *flags.Option) {
+		if !o.Hidden {
+			list = append(list, o)
+		}
+	})
+	return list
+}
+
+// each calls yield for the options in the order of their fields.
+func (p *parser) each(yield func(*flags.Option)) {
 	var walk func(groups []*flags.Group)
 	walk = func(groups []*flags.Group) {
 		for _, g := range groups {
 			for _, o := range g.Options() {
-				if !o.Hidden {
-					list = append(list, o)
-				}
+				yield(o)
 			}
 			walk(g.Groups())
 		}
 	}
 	walk(p.flags.Groups())
-	return list
 }
 
 // takesValue reports whether an option needs a value, as --path=DIR does.
 func takesValue(o *flags.Option) bool {
-	t := o.Field().Type
+	t := reflect.TypeOf(o.Value())
 	for t.Kind() == reflect.Slice || t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
