@@ -30,10 +30,11 @@ type Options struct {
 	MTLS     bool   // and clients need a certificate, such as CertFile
 	User     string // clients need this user name and Password
 	Password string
-	IPv6     bool   // listen on ::1 instead of 127.0.0.1
-	ACL      string // contents of mosquitto's acl_file
-	Volatile bool   // forget sessions and retained messages at a restart
-	Config   string // more lines of configuration
+	IPv6     bool                     // listen on ::1 instead of 127.0.0.1
+	ACL      string                   // contents of mosquitto's acl_file
+	Volatile bool                     // forget sessions and retained messages at a restart
+	Config   string                   // more lines of configuration
+	Whole    func(addr string) string // all of the configuration instead, for a broker at addr
 }
 
 // Broker is a running mosquitto.
@@ -72,7 +73,11 @@ func Start(tb testing.TB, o Options) *Broker {
 		host = "::1"
 	}
 	b.Addr = FreeAddr(tb, host)
-	b.configure()
+	if o.Whole != nil {
+		b.write("mosquitto.conf", o.Whole(b.Addr))
+	} else {
+		b.configure()
+	}
 	b.cmd = exec.Command(path, "-c", b.file("mosquitto.conf"))
 	tb.Cleanup(func() {
 		b.Kill()

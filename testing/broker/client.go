@@ -30,17 +30,27 @@ type Message struct {
 	At       time.Time
 }
 
+// Login says where a client connects, and as whom.
+type Login struct {
+	Addr, User, Password string
+	TLS                  *tls.Config
+}
+
 // Client connects a client that hears the given topics.
 func (b *Broker) Client(tb testing.TB, topics ...string) *Client {
 	tb.Helper()
-	c := &Client{tb: tb, messages: make(chan Message, 10000)}
-	url := "tcp://" + b.Addr
-	o := mqtt.NewClientOptions().SetAutoReconnect(false).SetUsername(b.opt.User).SetPassword(b.opt.Password)
+	l := Login{Addr: b.Addr, User: b.opt.User, Password: b.opt.Password}
 	if b.opt.TLS {
-		url = "ssl://" + b.Addr
-		o.SetTLSConfig(b.clientTLS())
+		l.TLS = b.clientTLS()
 	}
-	o.AddBroker(url).SetClientID(fmt.Sprintf("test-%d", time.Now().UnixNano()))
+	return Connect(tb, l, topics...)
+}
+
+// Connect connects a client to any broker.
+func Connect(tb testing.TB, l Login, topics ...string) *Client {
+	tb.Helper()
+	c := &Client{tb: tb, messages: make(chan Message, 10000)}
+	o := l.options()
 	o.SetDefaultPublishHandler(func(_ mqtt.Client, m mqtt.Message) {
 		select {
 		case c.messages <- Message{m.Topic(), string(m.Payload()), m.Retained(), time.Now()}:
@@ -55,6 +65,25 @@ func (b *Broker) Client(tb testing.TB, topics ...string) *Client {
 		c.wait("subscribe", c.mqtt.Subscribe(topic, 1, nil))
 	}
 	return c
+}
+
+// Try connects, and returns why that did not work.
+func (l Login) Try() error {
+	c := mqtt.NewClient(l.options())
+	t := c.Connect()
+	if t.WaitTimeout(10*time.Second) && t.Error() == nil {
+		c.Disconnect(0)
+	}
+	return t.Error()
+}
+
+func (l Login) options() *mqtt.ClientOptions {
+	url := "tcp://" + l.Addr
+	if l.TLS != nil {
+		url = "ssl://" + l.Addr
+	}
+	return mqtt.NewClientOptions().AddBroker(url).SetTLSConfig(l.TLS).SetAutoReconnect(false).
+		SetClientID(fmt.Sprintf("test-%d", time.Now().UnixNano())).SetUsername(l.User).SetPassword(l.Password)
 }
 
 // Publish publishes a message with QoS 1.

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package broker_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sdvbox/testing/broker"
+)
+
+// shipped is a broker with the vehicle's own configuration, at addresses of its own.
+type shipped struct {
+	*broker.Broker
+	tb      testing.TB
+	config  string // directory with the configuration, and one more user: tester
+	network string // address of the network listener
+	secrets string
+	tls     *tls.Config
+}
+
+// tester may say and hear everything, so that each right of the others can be tried.
+const tester = "tester"
+
+func startShipped(t *testing.T) shipped {
+	t.Helper()
+	dir := t.TempDir()
+	s := shipped{tb: t, config: filepath.Join(dir, "etc"), secrets: filepath.Join(dir, "secrets"), network: broker.FreeAddr(t, "127.0.0.1")}
+	run, data := filepath.Join(dir, "run"), filepath.Join(dir, "data")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join(s.config, name))
+		must(err)
+		return string(text)
+	}
+	must(os.CopyFS(s.config, os.DirFS("../../broker/etc/mosquitto")))
+	must(os.WriteFile(filepath.Join(s.config, "acl"), []byte(read("acl")+"\nuser tester\ntopic readwrite #\n"), 0o600))
+	must(os.Mkdir(data, 0o700))
+	s.setup(run)
+	s.Broker = broker.Start(t, broker.Options{Whole: func(addr string) string {
+		listener := func(addr string) string {
+			host, port, _ := strings.Cut(addr, ":")
+			return "listener " + port + " " + host
+		}
+		text := replace(t, read("mosquitto.conf"), map[string]string{
+			"listener 1883 127.0.0.1":           listener(addr),
+			"/data/mosquitto/":                  data + "/",
+			"/run/sdvbox-broker/":               run + "/",
+			"include_dir /etc/mosquitto/conf.d": "",
+		}) + replace(t, read("conf.d/network.conf"), map[string]string{
+			"listener 8883":       listener(s.network),
+			"/run/sdvbox-broker/": run + "/",
+		})
+		if os.Geteuid() == 0 {
+			text += "user root\n" // else it changes to a user who may not read the test's files
+		}
+		return text
+	}})
+	pem, err := os.ReadFile(filepath.Join(s.secrets, "server.crt"))
+	must(err)
+	s.tls = &tls.Config{RootCAs: x509.NewCertPool()}
+	s.tls.RootCAs.AppendCertsFromPEM(pem)
+	return s
+}
+
+// setup does what happens before each start of mosquitto.
+func (s shipped) setup(run string) {
+	s.tb.Helper()
+	cmd := exec.Command("../../broker/usr/lib/sdvbox/broker-setup", s.secrets, run, s.config)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.tb.Fatalf("broker-setup: %v\n%s", err, out)
+	}
+}
+
+func replace(t *testing.T, text string, pairs map[string]string) string {
+	t.Helper()
+	for from, to := range pairs {
+		if !strings.Contains(text, from) {
+			t.Fatalf("the configuration has no %q:\n%s", from, text)
+		}
+		text = strings.ReplaceAll(text, from, to)
+	}
+	return text
+}
+
+// login is that of a user at the network listener; without a name it is anybody on the device itself.
+func (s shipped) login(user string) broker.Login {
+	s.tb.Helper()
+	if user == "" {
+		return broker.Login{Addr: s.Addr}
+	}
+	password, err := os.ReadFile(filepath.Join(s.secrets, user))
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	return broker.Login{Addr: s.network, User: user, Password: strings.TrimSpace(string(password)), TLS: s.tls}
+}
+
+const (
+	technician = "technician"
+	anonymous  = "" // on the device itself
+)
+
+// rights say who may publish and who may hear what. The technician and whoever is on the device hear everything.
+var rights = []struct {
+	topic         string
+	writes, reads []string
+}{
+	{"vehicleupdate/desiredstate", drivers, manager},
+	{"vehicleupdate/desiredstate/command", drivers, manager},
+	{"vehicleupdate/currentstate/get", drivers, manager},
+	{"vehicleupdate/desiredstatefeedback", manager, []string{"backend", "cloud-connector", "hmi"}},
+	{"vehicleupdate/currentstate", manager, []string{"backend", "cloud-connector", "hmi"}},
+	{"vehicleupdate/ownerconsent", manager, []string{"hmi"}},
+	{"vehicleupdate/ownerconsentfeedback", []string{"hmi"}, manager},
+	{"vehicleupdate/safetoreboot", []string{"vehicle-state"}, []string{"update-manager", "vehicle-state"}},
+
+	{"selfupdate/desiredstate", byHand, []string{"self-update-agent"}},
+	{"selfupdate/desiredstate/command", byHand, []string{"self-update-agent"}},
+	{"selfupdate/currentstate/get", byHand, []string{"self-update-agent"}},
+	{"selfupdate/desiredstatefeedback", []string{"self-update-agent"}, manager},
+	{"selfupdate/currentstate", []string{"self-update-agent"}, manager},
+
+	{"containersupdate/desiredstate", byHand, []string{"container-agent"}},
+	{"containersupdate/desiredstate/command", byHand, []string{"container-agent"}},
+	{"containersupdate/currentstate/get", byHand, []string{"container-agent"}},
+	{"containersupdate/desiredstatefeedback", []string{"container-agent"}, manager},
+	{"containersupdate/currentstate", []string{"container-agent"}, manager},
+
+	{"edge/thing/request", []string{"update-manager", "container-agent", technician, anonymous}, []string{"cloud-connector"}},
+	{"edge/thing/response", []string{"cloud-connector", technician, anonymous}, []string{"update-manager", "container-agent"}},
+	{"edge/connection/remote/status", []string{"cloud-connector"}, nil},
+	{"command///req/1/apply", []string{"cloud-connector", technician, anonymous}, []string{"update-manager", "container-agent"}},
+	{"command//ns:name:edge:containers/req/1/apply", []string{"cloud-connector", technician, anonymous}, []string{"container-agent"}},
+	{"command///res/1/204", []string{"update-manager", "container-agent"}, []string{"cloud-connector"}},
+	{"command//ns:name:edge:containers/res/1/204", []string{"container-agent"}, []string{"cloud-connector"}},
+	{"c//ns:name/q/1/apply", []string{"cloud-connector"}, nil},
+	{"e", []string{"update-manager", "container-agent"}, []string{"cloud-connector"}},
+	{"e/tenant/ns:name", []string{"container-agent"}, []string{"cloud-connector"}},
+
+	{"vehicleupdate", nil, nil},
+	{"vehicleupdate/currentstate/get/more", nil, nil},
+	{"somethingelse", nil, nil},
+	{"c//ns:name/s/1/204", nil, []string{"cloud-connector"}},
+	{"event/tenant/thing", nil, []string{"cloud-connector"}},
+	{"telemetry/tenant/thing", nil, []string{"cloud-connector"}},
+	{"t/tenant/thing", nil, []string{"cloud-connector"}},
+}
+
+var (
+	manager = []string{"update-manager"}
+	drivers = []string{"backend", "cloud-connector", technician, anonymous}
+	byHand  = []string{"update-manager", technician, anonymous}
+)
+
+// roles are all users of the shipped access list, and those without a name.
+func (s shipped) roles() []string {
+	entries, err := os.ReadDir(s.secrets)
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	roles := []string{anonymous}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "server.") && e.Name() != tester {
+			roles = append(roles, e.Name())
+		}
+	}
+	return roles
+}
+
+func TestEachRoleSaysWhatItNeedsAndNothingElse(t *testing.T) {
+	s := startShipped(t)
+	all := broker.Connect(t, s.login(tester), "#")
+	want := map[string][]string{}
+	for _, role := range s.roles() {
+		c := broker.Connect(t, s.login(role))
+		for _, r := range rights {
+			c.Publish(r.topic, role)
+			if slices.Contains(r.writes, role) {
+				want[role] = append(want[role], r.topic)
+			}
+		}
+	}
+	broker.Connect(t, s.login(tester)).Publish("end", "")
+	got := map[string][]string{}
+	for m := all.Next(5 * time.Second); m.Topic != "end"; m = all.Next(5 * time.Second) {
+		got[m.Payload] = append(got[m.Payload], m.Topic)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("who says what (-want +got):\n%s", diff)
+	}
+}
+
+func TestEachRoleHearsWhatItNeedsAndNothingElse(t *testing.T) {
+	s := startShipped(t)
+	c := broker.Connect(t, s.login(tester))
+	for _, role := range s.roles() {
+		hears := broker.Connect(t, s.login(role), "#")
+		var want []string
+		for _, r := range rights {
+			c.Publish(r.topic, "")
+			if slices.Contains(append([]string{technician, anonymous}, r.reads...), role) {
+				want = append(want, r.topic)
+			}
+		}
+		// The broker forwards in order, so what comes after the last one would have come before its repetition.
+		c.Publish(want[len(want)-1], "end")
+		var got []string
+		for m := hears.Next(5 * time.Second); m.Payload != "end"; m = hears.Next(5 * time.Second) {
+			got = append(got, m.Topic)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%q hears (-want +got):\n%s", role, diff)
+		}
+	}
+}
+
+func TestTheNetworkListenerTakesNobodyWithoutAPassword(t *testing.T) {
+	s := startShipped(t)
+	good := s.login(technician)
+	if err := good.Try(); err != nil {
+		t.Fatalf("with the password: %v", err)
+	}
+	for what, l := range map[string]broker.Login{
+		"without a name":                              {Addr: s.network, TLS: s.tls},
+		"without a password":                          {Addr: s.network, TLS: s.tls, User: technician},
+		"with a wrong password":                       {Addr: s.network, TLS: s.tls, User: technician, Password: "wrong"},
+		"as somebody unknown":                         {Addr: s.network, TLS: s.tls, User: "stranger", Password: good.Password},
+		"without encryption":                          {Addr: s.network, User: technician, Password: good.Password},
+		"to somebody else":                            {Addr: s.network, TLS: &tls.Config{RootCAs: x509.NewCertPool()}, User: technician, Password: good.Password},
+		"on the device itself, with a wrong password": {Addr: s.Addr, User: "update-manager", Password: "wrong"},
+	} {
+		if l.Try() == nil {
+			t.Errorf("it can be entered %s", what)
+		}
+	}
+}
+
+// What agents retain has to survive the broker, whose access list decides again when it delivers.
+func TestRetainedStateSurvivesARestartOfTheBroker(t *testing.T) {
+	s := startShipped(t)
+	local := s.login("self-update-agent")
+	local.Addr, local.TLS = s.Addr, nil
+	broker.Connect(t, local).Retain("selfupdate/currentstate", "local")
+	broker.Connect(t, s.login("container-agent")).Retain("containersupdate/currentstate", "remote")
+	s.Restart()
+	c := broker.Connect(t, s.login("update-manager"), "selfupdate/currentstate", "containersupdate/currentstate")
+	got := []string{c.Next(5 * time.Second).Payload, c.Next(5 * time.Second).Payload}
+	if slices.Sort(got); !slices.Equal(got, []string{"local", "remote"}) {
+		t.Errorf("retained: %q", got)
+	}
+}
+
+func TestSetupMakesSecretsOnceAndForRootOnly(t *testing.T) {
+	s := startShipped(t)
+	before := s.files(s.secrets)
+	own := filepath.Join(s.secrets, "hmi")
+	if err := os.WriteFile(own, []byte("chosen by the integrator\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lost := filepath.Join(s.secrets, "backend")
+	if err := os.Truncate(lost, 0); err != nil {
+		t.Fatal(err)
+	}
+	run := filepath.Join(t.TempDir(), "run")
+	s.setup(run)
+	after := s.files(s.secrets)
+	for name, text := range before {
+		changed := !bytes.Equal(text, after[name])
+		if changed != (name == "backend" || name == "hmi") {
+			t.Errorf("%s: changed: %t", name, changed)
+		}
+	}
+	if len(before["backend"]) < 30 || len(after["backend"]) < 30 || len(after) != len(before) {
+		t.Errorf("before: %q\nafter: %q", before, after)
+	}
+	if string(after["hmi"]) != "chosen by the integrator\n" {
+		t.Errorf("hmi: %q", after["hmi"])
+	}
+	for name, text := range s.files(run) {
+		for role, secret := range after {
+			if !strings.HasPrefix(role, "server.") && bytes.Contains(text, bytes.TrimSpace(secret)) {
+				t.Errorf("%s has the password of %s", name, role)
+			}
+		}
+	}
+}
+
+// files returns what is in a directory; nobody but the owner may read it.
+func (s shipped) files(dir string) map[string][]byte {
+	s.tb.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	files := map[string][]byte{}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			s.tb.Fatal(err)
+		}
+		if info.Mode().Perm()&0o077 != 0 {
+			s.tb.Errorf("%s: %s", e.Name(), info.Mode())
+		}
+		if files[e.Name()], err = os.ReadFile(filepath.Join(dir, e.Name())); err != nil {
+			s.tb.Fatal(err)
+		}
+	}
+	return files
+}
