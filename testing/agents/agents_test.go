@@ -50,9 +50,9 @@ func TestAgentsHaveTheMannersOfTheirStyle(t *testing.T) {
 		{"leda, installed already, blocks until released", agents.Script{Style: agents.Leda, Installed: map[string]string{"app": "2"}}, []exchange{
 			{"IDENTIFY", "IDENTIFYING COMPLETED"}, {"IDENTIFY", ""}, {"CLEANUP", "CLEANUP_SUCCESS INCOMPLETE"}, {"IDENTIFY", "IDENTIFYING COMPLETED"}}, "2", true},
 		{"leda, goes back silently", agents.Script{Style: agents.Leda}, []exchange{
-			{"IDENTIFY DOWNLOAD", "IDENTIFYING IDENTIFIED DOWNLOADING DOWNLOAD_SUCCESS"}, {"ROLLBACK", ""}, {"CLEANUP", ""}}, "1", false},
+			{"IDENTIFY", "IDENTIFYING IDENTIFIED"}, {"DOWNLOAD", "DOWNLOADING DOWNLOAD_SUCCESS"}, {"ROLLBACK", ""}, {"CLEANUP", ""}}, "1", false},
 		{"leda, fails to download", agents.Script{Style: agents.Leda, Fail: map[string]string{"DOWNLOAD": "no"}}, []exchange{
-			{"IDENTIFY DOWNLOAD", "IDENTIFYING IDENTIFIED DOWNLOADING DOWNLOAD_FAILURE"}, {"CLEANUP", "CLEANUP_SUCCESS INCOMPLETE"}}, "1", false},
+			{"IDENTIFY", "IDENTIFYING IDENTIFIED"}, {"DOWNLOAD", "DOWNLOADING DOWNLOAD_FAILURE"}, {"CLEANUP", "CLEANUP_SUCCESS INCOMPLETE"}}, "1", false},
 
 		{"resuming, happy", agents.Script{Style: agents.Resuming}, []exchange{
 			{"IDENTIFY", "IDENTIFYING IDENTIFIED"}, {"DOWNLOAD", "DOWNLOADING DOWNLOAD_SUCCESS"}, {"UPDATE", "UPDATING UPDATE_SUCCESS"},
