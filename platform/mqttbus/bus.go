@@ -31,7 +31,7 @@ import (
 var ErrDown = errors.New("not connected to the bus")
 
 const (
-	timeout    = 10 * time.Second // for everything the broker has to answer
+	timeout    = 10 * time.Second // for what the broker has to do
 	backoffMin = 100 * time.Millisecond
 	backoffMax = 5 * time.Second
 	queueLimit = 512
@@ -112,9 +112,7 @@ func Connect(ctx context.Context, cfg Config, log *slog.Logger, o Options) (*Bus
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if cfg.KeepAlive == 0 {
-		cfg.KeepAlive = 30 * time.Second
-	}
+	cfg = cfg.withDefaults()
 	if o.queue == 0 {
 		o.queue = queueLimit
 	}
@@ -169,7 +167,7 @@ func (b *Bus) Publish(ctx context.Context, topic string, retained bool, payload 
 		err = ErrDown
 	case <-ctx.Done():
 		err = ctx.Err()
-	case <-time.After(timeout):
+	case <-time.After(b.cfg.PublishTimeout):
 		b.mu.Lock()
 		if b.link == l {
 			b.link = nil
@@ -263,7 +261,7 @@ func (b *Bus) connect(ctx context.Context, l *link, lost chan<- error) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
 
 	var unhook func() bool
@@ -283,7 +281,7 @@ func (b *Bus) connect(ctx context.Context, l *link, lost chan<- error) error {
 		SetPassword(password).
 		SetKeepAlive(b.cfg.KeepAlive).
 		SetPingTimeout(timeout).
-		SetConnectTimeout(timeout).
+		SetConnectTimeout(b.cfg.ConnectTimeout).
 		SetWriteTimeout(timeout).
 		SetAutoReconnect(false).
 		SetConnectRetry(false).
@@ -377,7 +375,7 @@ func (b *Bus) subscribe(ctx context.Context, l *link, lost <-chan error) error {
 	case <-t.Done():
 	case err := <-lost:
 		return fmt.Errorf("subscribe: %w", err)
-	case <-time.After(timeout):
+	case <-time.After(b.cfg.SubscribeTimeout):
 		return errors.New("subscribe: the broker does not answer")
 	case <-ctx.Done():
 		return ctx.Err()

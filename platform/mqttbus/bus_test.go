@@ -322,13 +322,20 @@ func TestPublishEndsWithoutAnAnswer(t *testing.T) {
 func TestPublishGivesUpOnABrokerThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	br := broker.Start(t, broker.Options{})
-	b, _ := connect(t, Config{Broker: br.URL(), KeepAlive: time.Hour}, Options{})
+	b, log := connect(t, Config{
+		Broker: br.URL(), KeepAlive: time.Hour, PublishTimeout: 200 * time.Millisecond, ConnectTimeout: 300 * time.Millisecond,
+	}, Options{})
 	next(t, b, Up)
 	br.Freeze()
+	began := time.Now()
 	if err := b.Publish(t.Context(), topic, false, nil); !errors.Is(err, ErrDown) {
 		t.Errorf("publish to a frozen broker: %v, want %v", err, ErrDown)
 	}
 	next(t, b, Down)
+	log.wait(t, "cannot connect to the bus")
+	if d := time.Since(began); d > timeout/2 {
+		t.Errorf("it takes %s to notice that the broker lets nobody in", d)
+	}
 	br.Thaw()
 	next(t, b, Up)
 }

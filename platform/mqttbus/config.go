@@ -4,6 +4,7 @@ package mqttbus
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -38,7 +39,22 @@ type Config struct {
 	CertFile string // PEM, with KeyFile: client certificate
 	KeyFile  string
 
-	KeepAlive time.Duration // 30 s when zero
+	KeepAlive time.Duration // in seconds up to 65535, 30 s when zero
+
+	// How long the broker may take to let the client in, to take a message
+	// and to take the subscriptions; 10 s each when zero.
+	ConnectTimeout, PublishTimeout, SubscribeTimeout time.Duration
+}
+
+// withDefaults returns the configuration with what is used instead of zeros,
+// and of a keep-alive that MQTT cannot express.
+func (c Config) withDefaults() Config {
+	const second, most = time.Second, 65535 * time.Second
+	c.KeepAlive = min(max(cmp.Or(c.KeepAlive, 30*second), second), most)
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, timeout)
+	c.PublishTimeout = cmp.Or(c.PublishTimeout, timeout)
+	c.SubscribeTimeout = cmp.Or(c.SubscribeTimeout, timeout)
+	return c
 }
 
 // Flags are the command line options for the parts of a Config that are
@@ -87,8 +103,8 @@ func (c Config) Validate() error {
 		return errors.New("client certificate for the broker: certificate file and key file belong together")
 	case !secure && (c.CAFile != "" || c.CertFile != ""):
 		return fmt.Errorf("broker %q: certificates are given but the connection is not encrypted, expected mqtts://", c.Broker)
-	case c.KeepAlive < 0:
-		return fmt.Errorf("MQTT keep-alive %s: expected a positive duration", c.KeepAlive)
+	case min(c.KeepAlive, c.ConnectTimeout, c.PublishTimeout, c.SubscribeTimeout) < 0:
+		return errors.New("MQTT keep-alive and timeouts: expected positive durations")
 	}
 	return nil
 }

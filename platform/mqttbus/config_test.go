@@ -5,6 +5,7 @@ package mqttbus
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestBrokerAddresses(t *testing.T) {
@@ -58,6 +59,7 @@ func TestValidateNamesWhatIsWrong(t *testing.T) {
 		{Config{Broker: "host", ClientID: "a", CAFile: "/ca.pem"}, "the connection is not encrypted"},
 		{Config{Broker: "mqtts://host", ClientID: "a", CertFile: "/c.pem"}, "belong together"},
 		{Config{Broker: "host", ClientID: "a", KeepAlive: -1}, "keep-alive"},
+		{Config{Broker: "host", ClientID: "a", SubscribeTimeout: -1}, "timeouts"},
 	} {
 		err := test.cfg.Validate()
 		if err == nil || !strings.Contains(err.Error(), test.want) {
@@ -70,6 +72,25 @@ func TestValidateNamesWhatIsWrong(t *testing.T) {
 	good := Config{Broker: "mqtts://host", ClientID: "a", User: "u", PasswordFile: "/p", CAFile: "/ca", CertFile: "/c", KeyFile: "/k"}
 	if err := good.Validate(); err != nil {
 		t.Errorf("%+v: %v", good, err)
+	}
+}
+
+func TestTimesAreWhatMQTTCanExpress(t *testing.T) {
+	const s = time.Second
+	for _, test := range []struct{ given, want Config }{
+		{Config{}, Config{KeepAlive: 30 * s, ConnectTimeout: 10 * s, PublishTimeout: 10 * s, SubscribeTimeout: 10 * s}},
+		{
+			Config{KeepAlive: s / 2, ConnectTimeout: 1, PublishTimeout: 2, SubscribeTimeout: 3},
+			Config{KeepAlive: s, ConnectTimeout: 1, PublishTimeout: 2, SubscribeTimeout: 3},
+		},
+		{
+			Config{KeepAlive: 24 * time.Hour, ConnectTimeout: s, PublishTimeout: s, SubscribeTimeout: s},
+			Config{KeepAlive: 65535 * s, ConnectTimeout: s, PublishTimeout: s, SubscribeTimeout: s},
+		},
+	} {
+		if got := test.given.withDefaults(); got != test.want {
+			t.Errorf("%+v becomes %+v, want %+v", test.given, got, test.want)
+		}
 	}
 }
 
