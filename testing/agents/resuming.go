@@ -26,7 +26,7 @@ func (a *Agent) resume() (end func()) {
 	}
 	subscriptions := updateagent.Subscriptions(domain)
 	log := slog.New(slog.DiscardHandler)
-	bus, err := mqttbus.Connect(ctx, mqttbus.Config{Broker: a.broker, ClientID: "agent-" + domain}, log, mqttbus.Options{Subscriptions: subscriptions})
+	bus, err := mqttbus.Connect(context.Background(), mqttbus.Config{Broker: a.broker, ClientID: "agent-" + domain}, log, mqttbus.Options{Subscriptions: subscriptions})
 	if err != nil {
 		tb.Fatal(err)
 	}
