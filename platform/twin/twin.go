@@ -149,13 +149,15 @@ type Request struct {
 // ErrForeign is the error of a message that is for another feature or thing.
 var ErrForeign = errors.New("not for this feature")
 
+// IsCommand says whether CommandTopics stands for an MQTT topic.
+func IsCommand(topic string) bool { return strings.HasPrefix(topic, commandPrefix) }
+
 // Decode decodes a message that came on an MQTT topic that CommandTopics stands for.
 func (f Feature) Decode(topic string, data []byte) (Request, error) {
-	rest, ok := strings.CutPrefix(topic, commandPrefix)
-	if !ok {
+	if !IsCommand(topic) {
 		return Request{}, ErrForeign
 	}
-	id, _, _ := strings.Cut(rest, "/")
+	id, _, _ := strings.Cut(topic[len(commandPrefix):], "/")
 	var m struct {
 		Topic   string          `json:"topic"`
 		Headers json.RawMessage `json:"headers"`

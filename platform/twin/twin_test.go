@@ -44,7 +44,9 @@ func TestMessagesAreWrittenAsDittoReadsThem(t *testing.T) {
 	}{
 		{
 			"description",
-			func() ([]byte, error) { return f.Describe("ns:UpdateManager:1.0.0", map[string]string{"domain": "device"}) },
+			func() ([]byte, error) {
+				return f.Describe("ns:UpdateManager:1.0.0", map[string]string{"domain": "device"})
+			},
 			`{"topic":"org.example/gateway:vehicle-7/things/twin/commands/modify","headers":{"response-required":false},` +
 				`"path":"/features/UpdateManager","value":{"definition":["ns:UpdateManager:1.0.0"],"properties":{"domain":"device"}}}`,
 		}, {
