@@ -17,7 +17,7 @@ func Command() applet.Command {
 	return applet.Command{
 		Name:        name,
 		Summary:     "update all domains of the vehicle as one, driven over MQTT",
-		Sub:         []applet.Command{statusCommand(), historyCommand(), cancelCommand()},
+		Sub:         []applet.Command{statusCommand(), historyCommand(), cancelCommand(), validateCommand()},
 		Daemon:      true,
 		GoFlagStyle: true,
 	}
