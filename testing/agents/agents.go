@@ -68,7 +68,8 @@ type Agent struct {
 	journal   string // of a resuming agent
 }
 
-// Start starts an agent that ends with the test. The broker is tcp://HOST:PORT; it may come and go.
+// Start starts an agent that ends with the test, and returns once it has published its current state. The broker is
+// tcp://HOST:PORT; it may go and come back later.
 func Start(tb testing.TB, broker string, s Script) *Agent {
 	tb.Helper()
 	a := &Agent{tb: tb, broker: broker, script: s, installed: maps.Clone(s.Installed), idle: true}
@@ -83,12 +84,25 @@ func Start(tb testing.TB, broker string, s Script) *Agent {
 	return a
 }
 
-// launch starts the agent's process, so to say.
+// launch starts the agent's process, so to say, and waits until it is there.
 func (a *Agent) launch() {
+	a.tb.Helper()
+	there := make(chan struct{}, 1)
+	present := func() {
+		select {
+		case there <- struct{}{}:
+		default:
+		}
+	}
 	if a.script.Style == Resuming {
-		a.end = a.resume()
+		a.end = a.resume(present)
 	} else {
-		a.end = a.serve()
+		a.end = a.serve(present)
+	}
+	select {
+	case <-there:
+	case <-time.After(20 * time.Second):
+		a.tb.Fatalf("agent %s: no current state", a.script.Domain)
 	}
 }
 

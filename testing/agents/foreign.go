@@ -78,8 +78,8 @@ func (f *foreign) step(command string) (step, bool) {
 	return step{}, false
 }
 
-// serve connects the agent and returns how to end it.
-func (a *Agent) serve() (end func()) {
+// serve connects the agent and returns how to end it. Each time that the agent has connected it calls present.
+func (a *Agent) serve(present func()) (end func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	inbox, up := make(chan Message, 10000), make(chan struct{}, 1)
 	p := Prefix(a.script.Domain)
@@ -101,7 +101,12 @@ func (a *Agent) serve() (end func()) {
 				return
 			case <-up:
 				f.s = f.now()
-				f.currentState("")
+				t := f.currentState("")
+				go func() {
+					if t.Wait() && t.Error() == nil {
+						present()
+					}
+				}()
 			case m := <-inbox:
 				f.heard(m)
 				f.take(m)
@@ -260,7 +265,10 @@ func (f *foreign) forward(command string, s step) {
 func (f *foreign) cleanup() {
 	text, bad := f.s.Fail["CLEANUP"]
 	success := f.update.at == activated && !bad
-	if !success && !bad {
+	switch {
+	case success:
+		f.mark("UPDATE_SUCCESS", "")
+	case !bad:
 		f.undo()
 	}
 	if bad {
@@ -355,7 +363,7 @@ type node struct {
 }
 
 // currentState publishes the inventory.
-func (f *foreign) currentState(id string) {
+func (f *foreign) currentState(id string) mqtt.Token {
 	type association struct {
 		SourceID string `json:"sourceId"`
 		TargetID string `json:"targetId"`
@@ -374,5 +382,5 @@ func (f *foreign) currentState(id string) {
 		inventory.SoftwareNodes = append(inventory.SoftwareNodes, n)
 		inventory.Associations = append(inventory.Associations, association{root.ID, n.ID})
 	}
-	f.publish(Prefix(f.s.Domain)+"/currentstate", true, encode(id, inventory))
+	return f.publish(Prefix(f.s.Domain)+"/currentstate", true, encode(id, inventory))
 }

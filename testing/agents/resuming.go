@@ -16,17 +16,39 @@ import (
 	"sdvbox/platform/updateproto"
 )
 
-// resume runs sdvbox's own agent on a backend that follows the script, and returns how to end it.
-func (a *Agent) resume() (end func()) {
+// resume runs sdvbox's own agent on a backend that follows the script, and returns how to end it. It calls present
+// whenever the agent has published its current state.
+func (a *Agent) resume(present func()) (end func()) {
 	tb, domain := a.tb, a.script.Domain
 	ctx, cancel := context.WithCancel(context.Background())
 	journal, err := durable.OpenJournal(filepath.Join(a.journal, "journal"), updateagent.Capacity)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	subscriptions := updateagent.Subscriptions(domain)
+	// The agent itself does not tell what it was sent; a witness does.
+	p := Prefix(domain)
+	connected := make(chan struct{}, 100)
+	_, leave := dial(tb, a.broker, session(), []string{p + "/#"}, func() { connected <- struct{}{} }, func(m Message) {
+		f, ok := m.Feedback()
+		switch order := m.order(); {
+		case order != "":
+			if order == Identify {
+				a.setIdle(false)
+			}
+			a.heard(m)
+		case ok && (f.Terminal() || f.Status == updateproto.StatusComplete):
+			a.setIdle(true)
+		case m.Topic == p+"/currentstate" && !m.Retained:
+			present()
+		}
+	})
+	select {
+	case <-connected:
+	case <-time.After(10 * time.Second):
+		tb.Fatalf("agent %s: no connection to %s", domain, a.broker)
+	}
 	log := slog.New(slog.DiscardHandler)
-	bus, err := mqttbus.Connect(context.Background(), mqttbus.Config{Broker: a.broker, ClientID: "agent-" + domain}, log, mqttbus.Options{Subscriptions: subscriptions})
+	bus, err := mqttbus.Connect(context.Background(), mqttbus.Config{Broker: a.broker, ClientID: "agent-" + domain}, log, mqttbus.Options{Subscriptions: updateagent.Subscriptions(domain)})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -37,19 +59,6 @@ func (a *Agent) resume() (end func()) {
 		Bus:         bus,
 		Backend:     backend{a},
 		Log:         log,
-	})
-	// The agent itself does not tell what it was sent; a witness does.
-	feedback := Prefix(domain) + "/desiredstatefeedback"
-	_, leave := dial(tb, a.broker, session(), append(slices.Clone(subscriptions), feedback), nil, func(m Message) {
-		if m.order() != "" {
-			a.heard(m)
-		}
-		switch f, ok := m.Feedback(); {
-		case m.order() == Identify:
-			a.setIdle(false)
-		case ok && (f.Terminal() || f.Status == updateproto.StatusComplete):
-			a.setIdle(true)
-		}
 	})
 	ended := make(chan struct{})
 	go func() {
