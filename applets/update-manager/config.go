@@ -142,10 +142,13 @@ func defaults() settings {
 	}
 }
 
+func newOptions() *options { return &options{settings: defaults()} }
+
 // load returns what the configuration file, the environment and the command line say, and what is odd about the file.
 func load(c *applet.Call) (settings, []config.Warning, error) {
 	given := c.Options.(*options)
-	o := &options{settings: defaults(), loaded: true}
+	o := newOptions()
+	o.loaded = true
 	f, err := readFile(cmp.Or(given.CfgFile, given.ConfigFile), &o.settings)
 	if err != nil {
 		return settings{}, nil, err
@@ -268,7 +271,7 @@ func (s *settings) check(f *config.File) error {
 		key := fmt.Sprintf("ownerConsentCommands[%d]", i)
 		switch upper := strings.ToUpper(command); {
 		case !slices.Contains([]string{"DOWNLOAD", "UPDATE", "ACTIVATE"}, upper):
-			f.Warn(key, "never needs consent, expected DOWNLOAD, UPDATE or ACTIVATE")
+			f.Warn(key, fmt.Sprintf("%q: expected DOWNLOAD, UPDATE or ACTIVATE", command))
 		case upper != command:
 			f.Warn(key, "taken as "+upper)
 			s.OwnerConsentCommands[i] = upper
@@ -287,11 +290,13 @@ func (s *settings) check(f *config.File) error {
 
 // checkGate lets nothing reboot the vehicle when it is not clear what may object.
 func (s *settings) checkGate(f *config.File) {
-	_, err := rebootgate.New(s.RebootGate.Config)
-	if err != nil {
+	if _, err := rebootgate.New(s.RebootGate.Config); err != nil {
 		f.Warn("rebootGate", err.Error())
+		s.RebootGate.Config = rebootgate.Config{}
 	}
-	unclear := slices.ContainsFunc(f.Warnings, func(w config.Warning) bool { return strings.HasPrefix(w.Key, "rebootGate") })
+	unclear := slices.ContainsFunc(f.Warnings, func(w config.Warning) bool {
+		return strings.HasPrefix(w.Key, "rebootGate") && !strings.HasSuffix(strings.ToLower(w.Key), "timeout")
+	})
 	if unclear && s.RebootEnabled {
 		f.Warn("rebootEnabled", "taken as false, because rebootGate is not understood")
 		s.RebootEnabled = false

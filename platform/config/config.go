@@ -20,15 +20,20 @@ import (
 // maxSize is far more than anybody writes by hand.
 const maxSize = 4 << 20
 
-// A Warning is about something in a file that is not as expected. It never shows a value that may be a secret.
+// A Warning is about something that is not as expected, in a file unless that is empty. It never shows what may be a secret.
 type Warning struct {
-	File string `json:"file"`
-	Line int    `json:"line"`
+	File string `json:"file,omitempty"`
+	Line int    `json:"line,omitempty"`
 	Key  string `json:"key"` // with those of the objects around it: agents.containers.readTimeout
 	Text string `json:"text"`
 }
 
-func (w Warning) String() string { return fmt.Sprintf("%s:%d: %s: %s", w.File, w.Line, w.Key, w.Text) }
+func (w Warning) String() string {
+	if w.File == "" {
+		return w.Key + ": " + w.Text
+	}
+	return fmt.Sprintf("%s:%d: %s: %s", w.File, w.Line, w.Key, w.Text)
+}
 
 // A Value knows more than one way to be written.
 type Value interface {
@@ -37,7 +42,7 @@ type Value interface {
 	UnmarshalConfig(raw []byte) (odd string, err error)
 }
 
-// A File is a configuration file that has been read.
+// A File is a configuration file that has been read. The zero File is none.
 type File struct {
 	Name     string
 	Warnings []Warning
@@ -88,9 +93,13 @@ func Decode(name string, data []byte, into any) (*File, error) {
 // Has reports whether the file has a key that the struct knows.
 func (f *File) Has(key string) bool { return f.lines[key] > 0 }
 
-// Warn adds a warning about a key of the file.
+// Warn adds a warning about a key, with its line if the file has it.
 func (f *File) Warn(key, text string) {
-	f.Warnings = append(f.Warnings, Warning{f.Name, f.lines[key], key, text})
+	w := Warning{Key: key, Text: text}
+	if line, found := f.lines[key]; found {
+		w.File, w.Line = f.Name, line
+	}
+	f.Warnings = append(f.Warnings, w)
 }
 
 // advance goes on to the byte at offset and returns the number of its line.

@@ -187,6 +187,10 @@ func TestFileIsRead(t *testing.T) {
 	if want := (Warning{name, 3, "size", "small"}); len(f.Warnings) != 1 || f.Warnings[0] != want {
 		t.Errorf("warnings %v, want %v", f.Warnings, want)
 	}
+	f.Warn("on", "not of the file")
+	if got := f.Warnings[1].String(); got != "on: not of the file" {
+		t.Errorf("a warning about something that is not in the file is %q", got)
+	}
 	if err := os.Truncate(name, maxSize+1); err != nil {
 		t.Fatal(err)
 	}
