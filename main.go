@@ -10,12 +10,14 @@ import (
 	rauchelper "sdvbox/applets/rauc-helper"
 	"sdvbox/applets/rescue"
 	selfupdateagent "sdvbox/applets/self-update-agent"
+	updatemanager "sdvbox/applets/update-manager"
 	"sdvbox/platform/applet"
 )
 
 // table lists the applets in the order of --list.
 func table() []applet.Command {
 	return []applet.Command{
+		updatemanager.Command(),
 		selfupdateagent.Command(),
 		rauchelper.Command(),
 		rescue.Command(),

@@ -47,8 +47,8 @@ func busy() orchestrator.Status {
 	}
 }
 
-// daemon answers at a socket as the daemon would, and returns its path.
-func daemon(t *testing.T, h control.Handlers) string {
+// serveAt answers at a socket as the daemon would, and returns its path.
+func serveAt(t *testing.T, h control.Handlers) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "control.sock")
 	l, err := control.Listen("unix:" + path)
@@ -67,7 +67,7 @@ func answer(v any) func(context.Context, url.Values) (any, error) {
 }
 
 func TestStatusTellsWhatIsUnderWay(t *testing.T) {
-	socket := daemon(t, control.Handlers{"GET /status": answer(&Overview{true, "1.2", busy()})})
+	socket := serveAt(t, control.Handlers{"GET /status": answer(&Overview{true, "1.2", busy()})})
 	got := call("", "status", "--control-socket", socket)
 	want := result{exitBusy, `daemon:     runs (1.2), connected to the bus
 activity:   a1
@@ -89,7 +89,7 @@ self-update  identified  DOWNLOAD  40%       red?[31m
 		t.Errorf("%+v, %v", got, err)
 	}
 
-	socket = daemon(t, control.Handlers{"GET /status": answer(&Overview{true, "1.2", orchestrator.Status{Phase: idle}})})
+	socket = serveAt(t, control.Handlers{"GET /status": answer(&Overview{true, "1.2", orchestrator.Status{Phase: idle}})})
 	got = call("", "status", "--control-socket", socket)
 	want = result{0, "daemon:    runs (1.2), not connected to the bus\nactivity:  none\n", ""}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -172,7 +172,7 @@ func entries(n int) []orchestrator.Entry {
 }
 
 func TestHistoryShowsDurationAndOutcome(t *testing.T) {
-	socket := daemon(t, control.Handlers{"GET /history": answer(&Record{true, entries(3)})})
+	socket := serveAt(t, control.Handlers{"GET /history": answer(&Record{true, entries(3)})})
 	got := call("", "history", "--last=1", "--control-socket", socket)
 	want := result{0, `ENDED                TOOK    STATUS       ACTIVITY     MESSAGE
 2026-11-21 09:03:01  1m1.5s  INCOMPLETE   old3         self-update: no space
@@ -213,7 +213,7 @@ func TestHistoryShowsDurationAndOutcome(t *testing.T) {
 			t.Errorf("history %s: exit code %d, want %d (-want +got):\n%s%s", test.args, got.Code, test.code, diff, got.Stderr)
 		}
 	}
-	socket = daemon(t, control.Handlers{"GET /history": answer(&Record{Running: true})})
+	socket = serveAt(t, control.Handlers{"GET /history": answer(&Record{Running: true})})
 	if got := call("", "history", "--control-socket", socket); got.Stdout != "No activity has ended yet.\n" {
 		t.Errorf("empty history: %+v", got)
 	}
@@ -221,7 +221,7 @@ func TestHistoryShowsDurationAndOutcome(t *testing.T) {
 
 func TestCancelNamesTheActivity(t *testing.T) {
 	var asked []string
-	socket := daemon(t, control.Handlers{"POST /cancel": func(_ context.Context, q url.Values) (any, error) {
+	socket := serveAt(t, control.Handlers{"POST /cancel": func(_ context.Context, q url.Values) (any, error) {
 		asked = append(asked, q.Get("activity"))
 		switch q.Get("activity") {
 		case "other":
