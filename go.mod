@@ -7,6 +7,7 @@ require (
 	github.com/eclipse/paho.mqtt.golang v1.5.1
 	github.com/godbus/dbus/v5 v5.2.4
 	github.com/google/go-cmp v0.7.0
+	github.com/google/jsonschema-go v0.4.3
 	github.com/jessevdk/go-flags v1.6.1
 	github.com/mochi-mqtt/server/v2 v2.7.9
 	github.com/u-root/u-root v0.16.0
