@@ -196,12 +196,16 @@ b/currentstate m n
 	if d := agents.Compare(golden, heard); d != "" {
 		t.Error(d)
 	}
+	if d := agents.Compare(strings.Replace(golden, "a/desired", "~ a/desired", 1), append(slices.Delete(slices.Clone(heard), 2, 3), heard[2])); d != "" {
+		t.Errorf("what may come late: %s", d)
+	}
 	twice := []agents.Message{heard[0], heard[0]}
 	for name, wrong := range map[string]string{
 		"other status":  strings.Replace(golden, "IDENTIFYING", "RUNNING", 1),
 		"other step":    strings.Replace(golden, "\n\nb/currentstate/get", "\nb/currentstate/get\n", 1) + "\n\nb/currentstate m n",
 		"one missing":   strings.Replace(golden, "b/desiredstate/command DOWNLOAD\n", "", 1),
 		"one too many":  golden + "\nv/desiredstatefeedback COMPLETED",
+		"late missing":  golden + "~ v/desiredstatefeedback COMPLETED",
 		"other version": strings.Replace(golden, "y@2", "y@3", 1),
 	} {
 		if agents.Compare(wrong, heard) == "" {

@@ -266,9 +266,9 @@ func (f *foreign) cleanup() {
 	text, bad := f.s.Fail["CLEANUP"]
 	success := f.update.at == activated && !bad
 	switch {
-	case success:
+	case success && f.s.Style == Leda:
 		f.mark("UPDATE_SUCCESS", "")
-	case !bad:
+	case !success && !bad:
 		f.undo()
 	}
 	if bad {

@@ -184,23 +184,43 @@ func (m Message) String() string {
 }
 
 // Compare compares messages with a golden text of their lines, as String makes them, in steps with an empty line in
-// between. Within a step the messages may come in any order, except that those of one topic keep theirs. Lines that begin
-// with # are comments. It returns the differences, or nothing.
+// between. Within a step the messages may come in any order, except that those of one topic keep theirs. A line that begins
+// with ~ may also come in a later step; those that begin with # are comments. Compare returns the differences, or nothing.
 func Compare(golden string, messages []Message) string {
 	var diff strings.Builder
-	rest := make([]string, 0, len(messages))
-	for _, m := range messages {
-		rest = append(rest, m.String())
+	var late []string
+	next := func() string {
+		line := messages[0].String()
+		messages = messages[1:]
+		return line
 	}
-	for i, step := range steps(golden) {
-		n := min(len(step), len(rest))
-		if d := cmp.Diff(byTopic(step), byTopic(rest[:n])); d != "" {
-			fmt.Fprintf(&diff, "step %d (-want +got):\n%s", i+1, d)
+	for n, step := range steps(golden) {
+		var want, got []string
+		for _, line := range step {
+			if l, ok := strings.CutPrefix(line, "~ "); ok {
+				late = append(late, l)
+			} else {
+				want = append(want, line)
+			}
 		}
-		rest = rest[n:]
+		for len(got) < len(want) && len(messages) > 0 {
+			line := next()
+			if i := slices.Index(late, line); i >= 0 && !slices.Contains(want, line) {
+				late = slices.Delete(late, i, i+1)
+			} else {
+				got = append(got, line)
+			}
+		}
+		if d := cmp.Diff(byTopic(want), byTopic(got)); d != "" {
+			fmt.Fprintf(&diff, "step %d (-want +got):\n%s", n+1, d)
+		}
 	}
-	if len(rest) > 0 {
-		fmt.Fprintf(&diff, "more than wanted:\n%s\n", strings.Join(rest, "\n"))
+	var rest []string
+	for len(messages) > 0 {
+		rest = append(rest, next())
+	}
+	if d := cmp.Diff(byTopic(late), byTopic(rest)); d != "" {
+		fmt.Fprintf(&diff, "at the end (-want +got):\n%s", d)
 	}
 	return diff.String()
 }
@@ -225,7 +245,7 @@ func steps(golden string) [][]string {
 
 // byTopic sorts lines by topic and keeps the order of those with the same.
 func byTopic(lines []string) []string {
-	sorted := slices.Clone(lines)
+	sorted := append([]string{}, lines...)
 	slices.SortStableFunc(sorted, func(a, b string) int {
 		a, _, _ = strings.Cut(a, " ")
 		b, _, _ = strings.Cut(b, " ")

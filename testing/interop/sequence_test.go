@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package interop tests sdvbox against the other programs of its protocol: our update manager drives agents that were written
+// from the protocol's description only, and, where peers are named, the original update manager drives our agent, and our
+// manager the original agent.
+package interop
+
+import (
+	"embed"
+	"path"
+	"testing"
+	"time"
+
+	"sdvbox/testing/agents"
+	"sdvbox/testing/broker"
+	"sdvbox/testing/managers"
+)
+
+const limit = 30 * time.Second
+
+//go:embed testdata/*.txt
+var golden embed.FS
+
+// sequences are updates of two domains. What is published in each has to be, step by step, what the file of its name says.
+var sequences = []struct {
+	name             string
+	containers, self agents.Script
+	both             bool // the original manager does the same
+}{
+	{"happy", agents.Script{}, agents.Script{Style: agents.Leda}, true},
+	{"nothing", agents.Script{Installed: versions("app", "2")}, agents.Script{Installed: versions("os-image", "2")}, true},
+	{"download-fails-first", agents.Script{Delay: slow}, agents.Script{Style: agents.Leda, Fail: versions("DOWNLOAD", "no route")}, true},
+	{"download-fails-last", agents.Script{}, agents.Script{Style: agents.Leda, Delay: slow, Fail: versions("DOWNLOAD", "no route")}, false},
+	{"identification-fails", agents.Script{Fail: versions(agents.Identify, "no such image")}, agents.Script{Style: agents.Leda}, false},
+}
+
+const slow = 300 * time.Millisecond
+
+func versions(component, version string) map[string]string { return map[string]string{component: version} }
+
+func TestOurManagerSpeaksTheSequencesOfTheProtocol(t *testing.T) {
+	ours := managers.Build(t, "update-manager")
+	for _, s := range sequences {
+		t.Run(s.name, func(t *testing.T) { compare(t, ours, s.name, s.containers, s.self) })
+	}
+}
+
+// The sequences are right: the original manager speaks them, too. Left out are those in which it hangs or forgets an agent.
+func TestTheOriginalManagerSpeaksTheSameSequences(t *testing.T) {
+	original := managers.Original(t)
+	for _, s := range sequences {
+		if s.both {
+			t.Run(s.name, func(t *testing.T) { compare(t, original, s.name, s.containers, s.self) })
+		}
+	}
+}
+
+func compare(t *testing.T, manager, name string, containers, self agents.Script) {
+	t.Parallel()
+	b := broker.Start(t, broker.Options{})
+	containers.Domain, self.Domain = "containers", "self-update"
+	c, s := agents.Start(t, b.URL(), containers), agents.Start(t, b.URL(), self)
+	managers.Start(t, manager, b.URL(), managers.Config(b.URL(), t.TempDir(), []string{"containers", "self-update"}, nil))
+	all := agents.Record(t, b.URL(), "#")
+	north := agents.Watch(t, b.URL(), "vehicle")
+	north.Apply("a1", agents.Desire(agents.Target{Domain: "containers", Component: "app", Version: "2"}, agents.Target{Domain: "self-update", Component: "os-image", Version: "2"}))
+	north.End("a1", limit)
+	agents.Eventually(t, limit, "current state after the update", func() bool {
+		list := all.Of("a1")
+		return len(list) > 0 && list[len(list)-1].Topic == "vehicleupdate/currentstate"
+	})
+	time.Sleep(slow) // nothing may follow
+	want, err := golden.ReadFile(path.Join("testdata", name+".txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := agents.Compare(string(want), all.Of("a1")); d != "" {
+		t.Error(d)
+		for _, m := range all.Of("a1") {
+			t.Log(m)
+		}
+	}
+	if !c.Idle() || !s.Idle() {
+		t.Errorf("left behind: containers idle %v, self-update idle %v", c.Idle(), s.Idle())
+	}
+}
