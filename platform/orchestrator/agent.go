@@ -22,7 +22,7 @@ func (m *Machine) order(d *Domain, order string) {
 	case updateproto.CommandDownload, updateproto.CommandUpdate, updateproto.CommandActivate:
 		d.Touched = true
 	}
-	d.limit = time.Time{}
+	d.deadline, d.limit = time.Time{}, time.Time{}
 	m.dirty = true
 	m.arm(d)
 	m.send(d)
@@ -44,7 +44,7 @@ func (m *Machine) send(d *Domain) {
 	m.do(s)
 }
 
-// arm sets the deadline for the answer to an order.
+// arm puts off the deadline for the answer to an order.
 func (m *Machine) arm(d *Domain) {
 	wait := m.c.PhaseTimeout
 	switch {
@@ -54,7 +54,9 @@ func (m *Machine) arm(d *Domain) {
 		// One that may never answer must not hold up the end for long.
 		wait = min(wait, m.agent(d).ReadTimeout)
 	}
-	d.wait, d.deadline = wait, m.now.Add(wait)
+	if t := m.now.Add(wait); d.deadline.Before(t) {
+		d.wait, d.deadline = wait, t
+	}
 	if d.limit.IsZero() {
 		d.limit = m.now.Add(patienceFactor * wait)
 	}
@@ -80,7 +82,9 @@ func (m *Machine) reported(ev Reported) {
 	if d.State == done {
 		return
 	}
-	d.heard, d.resend = true, time.Time{}
+	if answers(ev.Feedback.Status, d.Order) {
+		d.heard, d.resend = true, time.Time{}
+	}
 	if d.Order == orderVerify && !d.fresh {
 		d.resend = m.now.Add(m.agent(d).ReadTimeout)
 	}
@@ -133,6 +137,20 @@ func (m *Machine) reported(ev Reported) {
 	}
 }
 
+// answers reports whether a status shows that the order has arrived. What was
+// said before may come late, or again.
+func answers(status, order string) bool {
+	switch order {
+	case orderDesired:
+		return strings.HasPrefix(status, "IDENTIF")
+	case updateproto.CommandUpdate:
+		return strings.HasPrefix(status, "UPDAT")
+	case updateproto.CommandActivate, orderVerify:
+		return strings.HasPrefix(status, "ACTIVAT")
+	}
+	return order != "" && strings.HasPrefix(status, order)
+}
+
 // record takes the actions that an agent reports; the newest word on a component
 // counts.
 func (d *Domain) record(actions []updateproto.Action) {
@@ -171,10 +189,10 @@ func steps() [3]step {
 // stepped takes what an agent says about DOWNLOAD, UPDATE and ACTIVATE.
 func (m *Machine) stepped(d *Domain, f updateproto.Feedback) {
 	verifying := d.Order == orderVerify
-	known := false
+	known, reached := false, false
 	for _, s := range steps() {
 		ordered := d.Order == s.command || verifying && s.phase == Activate
-		working := ordered || d.Order == updateproto.CommandDownload || d.Order == updateproto.CommandUpdate || d.Order == updateproto.CommandActivate
+		reached = reached || ordered
 		switch f.Status {
 		case s.progress:
 			known = true
@@ -195,8 +213,9 @@ func (m *Machine) stepped(d *Domain, f updateproto.Feedback) {
 			}
 		case s.failed:
 			known = true
-			// Some agents fail a step with the status of a later one.
-			if working && !m.refusal(d, f) {
+			// Some agents fail a step with the status of a later one. That of one
+			// before refuses an order that came twice.
+			if reached && !m.refusal(d, f) {
 				m.fail(d, cmp.Or(f.Message, strings.ToLower(s.command)+" failed"))
 			}
 		}
@@ -239,17 +258,21 @@ func (m *Machine) fellBack(d *Domain) {
 // completed takes an agent's word that it has ended well.
 func (m *Machine) completed(d *Domain) {
 	switch {
+	case d.State == rolledBack:
+		// It was said before.
 	case d.Order == updateproto.CommandCleanup:
 		m.cleaned(d, false, "")
 	case d.Back:
 		m.finish(d, ResultUpdated, cmp.Or(d.Message, "completed before it could be taken back"))
 	case d.Order == orderDesired:
-		m.finish(d, ResultUnchanged, "")
+		if m.Resumes[d.ID] {
+			m.finish(d, ResultUnchanged, "")
+			return
+		}
 		// One that does not say IDENTIFIED before takes no other desired state
 		// until it is released; nobody has to wait for that.
-		if !m.Resumes[d.ID] {
-			m.do(Send{Domain: d.ID, ID: m.Activity.ID, At: m.now, Command: updateproto.CommandCleanup})
-		}
+		d.Back, d.State, d.Result = true, rolledBack, ResultUnchanged
+		m.order(d, updateproto.CommandCleanup)
 	default:
 		m.finish(d, ResultUpdated, "")
 	}

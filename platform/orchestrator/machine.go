@@ -103,7 +103,12 @@ func (m *Machine) say(kind SayKind, status, message string) {
 	m.do(Say{a.ID, m.now, updateproto.Feedback{Status: status, Message: message, Actions: a.actions()}, kind})
 }
 
-func (m *Machine) running() { m.say(Running, updateproto.StatusRunning, "") }
+// running reports progress. Nothing follows the terminal feedback.
+func (m *Machine) running() {
+	if m.Activity.Status == "" {
+		m.say(Running, updateproto.StatusRunning, "")
+	}
+}
 
 // started takes up what a former process or boot has left.
 func (m *Machine) started(ev Started) {
@@ -164,7 +169,11 @@ func (m *Machine) connect() {
 			m.send(d)
 		} else {
 			// It may take a second order for an error, and the first one for done.
-			d.resend = m.now.Add(m.agent(d).ReadTimeout)
+			patience := m.agent(d).ReadTimeout
+			d.resend = m.now.Add(patience)
+			if t := d.resend.Add(patience); d.deadline.Before(t) {
+				d.deadline = t
+			}
 		}
 	}
 }
@@ -444,6 +453,9 @@ func (m *Machine) phase() bool {
 		if a.Unidentified {
 			m.backAll()
 			return next(Ending)
+		}
+		if a.Failed && !forward(any) && slices.ContainsFunc(a.Domains, func(d *Domain) bool { return d.Back }) {
+			return next(Ending) // it was taken back before it was identified
 		}
 		m.say(Normal, updateproto.StatusIdentified, "")
 		if !forward(any) {

@@ -1,0 +1,488 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sdvbox/platform/durable"
+	"sdvbox/platform/updateproto"
+)
+
+// The manager of a vehicle is killed at each point at which something of it
+// becomes visible: after each save of its journal, before and after each thing
+// that it publishes, and before each acknowledgement. Whatever it had not
+// acknowledged is delivered again. The outcome must be the one that there is
+// without a kill.
+
+// story is what happens to a vehicle with two domains, and how it has to end.
+type story struct {
+	name                string
+	policy              Policy
+	containers, os      plan
+	consent             []string
+	deny                string        // the command that the owner refuses
+	reboot              bool          // self-update takes effect at the next boot
+	cancel              time.Duration // after the request
+	status              string        // how it ends
+	domains             string        // what containers and self-update run then
+	originals, withOnes string        // the same with agents of the original kind, if it differs
+}
+
+// plan is how an agent behaves.
+type plan struct {
+	fail    string // what it fails: DESIREDSTATE, a command, or BOOT
+	hang    string // what it never ends
+	nothing bool   // there is nothing to do
+}
+
+const storyID = "a1"
+
+func stories() []story {
+	return []story{
+		{name: "happy", status: "COMPLETED", domains: "new new"},
+		{name: "happy after a reboot", policy: All, reboot: true, status: "COMPLETED", domains: "new new"},
+		{name: "identification fails", containers: plan{fail: orderDesired}, status: "IDENTIFICATION_FAILED", domains: "old old"},
+		{name: "download fails", os: plan{fail: "DOWNLOAD"}, status: "INCOMPLETE", domains: "new old"},
+		{name: "download fails, all or nothing", policy: All, os: plan{fail: "DOWNLOAD"}, status: "INCOMPLETE", domains: "old old"},
+		{name: "update fails, all or nothing", policy: All, os: plan{fail: "UPDATE"}, status: "INCOMPLETE", domains: "old old"},
+		{name: "activation fails", containers: plan{fail: "ACTIVATE"}, status: "INCOMPLETE", domains: "old new"},
+		{name: "activation fails, all or nothing", policy: All, containers: plan{fail: "ACTIVATE"}, reboot: true, status: "INCOMPLETE", domains: "old old"},
+		{name: "both fail", policy: All, containers: plan{fail: "UPDATE"}, os: plan{fail: "UPDATE"}, status: "INCOMPLETE", domains: "old old"},
+		{name: "cleanup fails", os: plan{fail: "CLEANUP"}, status: "COMPLETED", domains: "new new"},
+		{name: "nothing to do in one domain", os: plan{nothing: true}, reboot: true, status: "COMPLETED", domains: "new old"},
+		{name: "nothing to do", containers: plan{nothing: true}, os: plan{nothing: true}, status: "COMPLETED", domains: "old old"},
+		{name: "owner agrees", consent: []string{"DOWNLOAD", "UPDATE", "ACTIVATE"}, status: "COMPLETED", domains: "new new"},
+		{name: "owner refuses the download", consent: []string{"DOWNLOAD"}, deny: "DOWNLOAD", status: "INCOMPLETE", domains: "old old"},
+		{name: "owner refuses the update", consent: []string{"DOWNLOAD", "UPDATE"}, deny: "UPDATE", status: "INCOMPLETE", domains: "old old"},
+		{name: "owner refuses the activation", consent: []string{"UPDATE", "ACTIVATE"}, deny: "ACTIVATE", status: "INCOMPLETE", domains: "old old"},
+		{name: "cancelled", cancel: 4 * time.Second, status: "INCOMPLETE", domains: "old old"},
+		{name: "identification hangs", os: plan{hang: orderDesired}, status: "IDENTIFICATION_FAILED", domains: "old old"},
+		{name: "update hangs, all or nothing", policy: All, os: plan{hang: "UPDATE"}, status: "INCOMPLETE", domains: "old old"},
+		{name: "cleanup hangs", containers: plan{hang: "CLEANUP"}, status: "INCOMPLETE", domains: "new new"},
+		{name: "new system does not boot, all or nothing", policy: All, os: plan{fail: "BOOT"}, reboot: true, status: "INCOMPLETE", domains: "old old",
+			originals: "COMPLETED", withOnes: "new old"},
+	}
+}
+
+// style is which agents a vehicle has.
+type style string
+
+const (
+	resuming style = "resuming"
+	original style = "original"      // as the containers' and the self-update agent of Kanto and Leda
+	slow     style = "slow original" // their work takes longer than the manager waits for a sign of life
+)
+
+func TestAKillAtAnyPointChangesNoOutcome(t *testing.T) {
+	for _, sty := range []style{resuming, original, slow} {
+		for _, s := range stories() {
+			t.Run(string(sty)+"/"+s.name, func(t *testing.T) {
+				t.Parallel()
+				n := live(t, s, sty)
+				for kill := 1; kill <= n && !t.Failed(); kill++ {
+					live(t, s, sty, kill)
+					live(t, s, sty, kill, kill+1+kill%7) // and soon again
+				}
+			})
+		}
+	}
+}
+
+// live runs a story to its end with the manager killed at the given points, and
+// returns how many there were.
+func live(t *testing.T, s story, sty style, kills ...int) (points int) {
+	dir, err := os.MkdirTemp(shm(), "orchestrator")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	synctest.Test(t, func(t *testing.T) {
+		v := newVehicle(t, s, sty, dir, kills)
+		v.run()
+		points = v.points
+	})
+	return points
+}
+
+// shm is a place in memory, so that the disk does not count.
+func shm() string {
+	const dir = "/dev/shm"
+	if _, err := os.Stat(dir); err != nil {
+		return ""
+	}
+	return dir
+}
+
+// vehicle is everything around the manager: broker, agents, owner, backend.
+type vehicle struct {
+	t       *testing.T
+	story   story
+	style   style
+	journal string
+	agents  []*actor
+
+	mu     sync.Mutex
+	kills  []int
+	points int
+	inbox  []Event // what the broker has for the manager
+	news   chan struct{}
+	said   []Outgoing // what it has got for the north
+	life   *life
+	boot   int
+	log    []string
+}
+
+// life is the manager from a start to a kill.
+type life struct {
+	v      *vehicle
+	d      *Driver
+	j      *durable.Journal
+	ctx    context.Context
+	cancel context.CancelFunc
+	over   chan struct{} // closed at the kill
+	dead   bool
+	ended  chan struct{} // closed when nothing of it runs any more
+}
+
+var errKilled = errors.New("killed")
+
+func newVehicle(t *testing.T, s story, sty style, dir string, kills []int) *vehicle {
+	v := &vehicle{t: t, story: s, style: sty, journal: filepath.Join(dir, "journal"), kills: kills, news: make(chan struct{}, 1)}
+	v.agents = []*actor{
+		{v: v, domain: "containers", plan: s.containers, pace: 3 * time.Second, runs: "old"},
+		{v: v, domain: "self-update", plan: s.os, pace: 5 * time.Second, runs: "old", reboots: s.reboot, mute: sty != resuming},
+	}
+	for _, a := range v.agents {
+		a.works = map[string]int{}
+		if sty == slow {
+			a.pace *= 15
+		}
+	}
+	return v
+}
+
+func (v *vehicle) config() Config {
+	return Config{
+		Agents: map[string]Agent{
+			"containers":  {ReadTimeout: 30 * time.Second},
+			"self-update": {ReadTimeout: 30 * time.Second, RebootRequired: v.story.reboot},
+		},
+		FailurePolicy:  v.story.policy,
+		PhaseTimeout:   10 * time.Minute,
+		VerifyTimeout:  20 * time.Minute,
+		ConsentTimeout: 30 * time.Minute,
+		Consent:        v.story.consent,
+		RebootEnabled:  true,
+		RebootAfter:    30 * time.Second,
+		GateTimeout:    time.Hour,
+	}
+}
+
+func (v *vehicle) notef(format string, args ...any) {
+	v.log = append(v.log, fmt.Sprintf("%s ", time.Now().Format("15:04:05.000"))+fmt.Sprintf(format, args...))
+}
+
+func (v *vehicle) failf(format string, args ...any) {
+	v.t.Helper()
+	v.t.Errorf("killed at %d: %s\n%s", v.kills, fmt.Sprintf(format, args...), strings.Join(v.log, "\n"))
+	v.log = nil // once is enough
+}
+
+// run lives until nothing is left to do, and judges.
+func (v *vehicle) run() {
+	kills := v.kills
+	v.deliver(Requested{ID: storyID, State: updateproto.DesiredState{Domains: []updateproto.Domain{
+		{ID: "containers", Components: []updateproto.Component{{ID: "app", Version: "2"}}},
+		{ID: "self-update", Components: []updateproto.Component{{ID: "os-image", Version: "2"}}},
+	}}})
+	if v.story.cancel > 0 {
+		time.AfterFunc(v.story.cancel, func() { v.deliver(Cancelled{ID: storyID, By: "a test"}) })
+	}
+	begin := time.Now()
+	v.start()
+	for quiet := 0; quiet < 3; {
+		select {
+		case <-v.life.over:
+			<-v.life.ended
+			time.Sleep(2 * time.Second)
+			v.start()
+		case <-time.After(time.Minute):
+			if v.quiet() {
+				quiet++
+			} else {
+				quiet = 0
+			}
+		}
+		if time.Since(begin) > 12*time.Hour {
+			v.kills = kills
+			v.failf("no end; the manager is %+v", v.life.d.Status())
+			break
+		}
+	}
+	v.mu.Lock()
+	v.life.die()
+	v.mu.Unlock()
+	<-v.life.ended
+	v.kills = kills
+	v.judge()
+}
+
+// quiet reports whether nothing is left to do.
+func (v *vehicle) quiet() bool {
+	d := v.life.d
+	d.mu.Lock()
+	idle := d.m.Activity == nil && d.m.Next == nil && d.m.Reboot == nil && len(d.m.Unsent) == 0
+	d.mu.Unlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return idle && len(v.inbox) == 0
+}
+
+// judge compares the outcome with the story's.
+func (v *vehicle) judge() {
+	status, domains := v.story.status, v.story.domains
+	if v.style != resuming && v.story.originals != "" {
+		status, domains = v.story.originals, v.story.withOnes
+	}
+	var last string
+	for _, o := range v.said {
+		switch o.Feedback.Status {
+		case "IDENTIFYING", "IDENTIFIED", "RUNNING":
+			if last != "" {
+				v.failf("%s after the terminal feedback", o.Feedback.Status)
+			}
+			continue
+		}
+		data, err := json.Marshal(o)
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		if last != "" && last != string(data) {
+			v.failf("two terminal feedbacks:\n%s\n%s", last, data)
+		}
+		last = string(data)
+		if o.ID != storyID || o.Feedback.Status != status {
+			v.failf("ended with %s, want %s", data, status)
+		}
+	}
+	if last == "" {
+		v.failf("no terminal feedback")
+	}
+	if got := v.agents[0].runs + " " + v.agents[1].runs; got != domains {
+		v.failf("domains run %q, want %q", got, domains)
+	}
+	for _, a := range v.agents {
+		for what, n := range a.works {
+			if n > 1 {
+				v.failf("%s began %s %d times", a.domain, what, n)
+			}
+		}
+		if a.id != "" && !a.released {
+			v.failf("%s is left behind: %s %s", a.domain, a.phase, a.busy)
+		}
+	}
+}
+
+// start begins a life of the manager.
+func (v *vehicle) start() {
+	j, err := durable.OpenJournal(v.journal, 64<<10)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	l := &life{v: v, j: j, over: make(chan struct{}), ended: make(chan struct{})}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	j.AfterSave = func(int) { l.point("save") }
+	l.d = NewDriver(v.config(), time.Minute, j, l.ports(), slog.New(slog.DiscardHandler))
+	v.mu.Lock()
+	v.life = l
+	boot := fmt.Sprint("boot", v.boot)
+	for i := range v.inbox {
+		if r, ok := v.inbox[i].(Requested); ok {
+			r.Duplicate = true
+			v.inbox[i] = r
+		}
+		if r, ok := v.inbox[i].(Answered); ok {
+			r.Duplicate = true
+			v.inbox[i] = r
+		}
+	}
+	v.mu.Unlock()
+	go func() {
+		defer close(l.ended)
+		var wg sync.WaitGroup
+		wg.Go(l.pump)
+		if err := l.d.Run(l.ctx, boot); err != nil && !l.isDead() {
+			v.t.Errorf("the driver has failed: %v", err)
+		}
+		wg.Wait()
+	}()
+}
+
+// pump hands to the manager what the broker has for it.
+func (l *life) pump() {
+	v := l.v
+	if l.d.Handle(l.ctx, Connected{}) != nil {
+		return
+	}
+	for _, a := range v.agents { // retained
+		if l.d.Handle(l.ctx, Seen{Domain: a.domain, Resumes: v.style == resuming}) != nil {
+			return
+		}
+	}
+	for {
+		v.mu.Lock()
+		var ev Event
+		if len(v.inbox) > 0 {
+			ev = v.inbox[0]
+		}
+		v.mu.Unlock()
+		if ev == nil {
+			select {
+			case <-v.news:
+				continue
+			case <-l.over:
+				return
+			}
+		}
+		if l.d.Handle(l.ctx, ev) != nil {
+			return
+		}
+		if !l.point("ack") {
+			return
+		}
+		v.mu.Lock()
+		v.inbox = v.inbox[1:]
+		v.mu.Unlock()
+	}
+}
+
+// point counts, and reports whether the manager is still alive.
+func (l *life) point(what string) bool {
+	v := l.v
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if l.dead {
+		return false
+	}
+	v.points++
+	if len(v.kills) > 0 && v.points == v.kills[0] {
+		v.kills = v.kills[1:]
+		v.notef("KILL %d at %s", v.points, what)
+		l.die()
+		return false
+	}
+	return true
+}
+
+func (l *life) isDead() bool {
+	l.v.mu.Lock()
+	defer l.v.mu.Unlock()
+	return l.dead
+}
+
+// die is called with v.mu held.
+func (l *life) die() {
+	if l.dead {
+		return
+	}
+	l.dead = true
+	l.cancel()
+	close(l.over)
+	l.j.Close() // so that nothing is saved any more
+}
+
+// act is a publication or the like: the manager may die before and after it.
+func (l *life) act(what string, effect func()) error {
+	if !l.point(what) {
+		return errKilled
+	}
+	l.v.mu.Lock()
+	if l.dead {
+		l.v.mu.Unlock()
+		return errKilled
+	}
+	l.v.notef("manager: %s", what)
+	effect()
+	l.v.mu.Unlock()
+	if !l.point(what) {
+		return errKilled
+	}
+	return nil
+}
+
+func (l *life) ports() Ports {
+	v := l.v
+	return Ports{
+		Feedback: func(_ context.Context, id string, at time.Time, f updateproto.Feedback) error {
+			return l.act("says "+f.Status+" "+f.Message, func() { v.said = append(v.said, Outgoing{id, at.UnixMilli(), f}) })
+		},
+		Desired: func(_ context.Context, domain, id string, _ time.Time, ds updateproto.DesiredState) error {
+			return l.act(domain+" "+orderDesired, func() { v.agent(domain).take(id, orderDesired) })
+		},
+		Command: func(_ context.Context, domain, id string, _ time.Time, command string) error {
+			return l.act(domain+" "+command, func() { v.agent(domain).take(id, command) })
+		},
+		Consent: func(_ context.Context, id string, at time.Time, command string) error {
+			return l.act("asks for "+command, func() {
+				time.AfterFunc(time.Second, func() {
+					v.deliver(Answered{ID: id, Approved: command != v.story.deny, Fingerprint: fmt.Sprint(time.Now().UnixNano())})
+				})
+			})
+		},
+		Refresh: func(ctx context.Context, id string) {
+			l.act("refresh", func() {})
+			for _, a := range v.agents {
+				time.AfterFunc(100*time.Millisecond, func() {
+					v.mu.Lock()
+					up := !a.down
+					v.mu.Unlock()
+					if up {
+						l.d.Handle(l.ctx, Seen{Domain: a.domain, Resumes: v.style == resuming, Fresh: true})
+					}
+				})
+			}
+		},
+		Safe: func(context.Context) (bool, string) { return true, "" },
+		Reboot: func(context.Context) error {
+			return l.act("reboot", func() {
+				v.boot++
+				l.die()
+				for _, a := range v.agents {
+					a.reboot()
+				}
+			})
+		},
+	}
+}
+
+func (v *vehicle) agent(domain string) *actor {
+	return v.agents[slices.IndexFunc(v.agents, func(a *actor) bool { return a.domain == domain })]
+}
+
+// deliver gives the broker a message for the manager.
+func (v *vehicle) deliver(ev Event) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.push(ev)
+}
+
+func (v *vehicle) push(ev Event) {
+	v.inbox = append(v.inbox, ev)
+	select {
+	case v.news <- struct{}{}:
+	default:
+	}
+}
