@@ -25,6 +25,7 @@ func TestEmptyMembersOfAPayloadAreLeftOut(t *testing.T) {
 		{"a", Command{Command: CommandUpdate}, `{"command":"UPDATE"}}`},
 		{"a", OwnerConsent{Command: CommandDownload}, `{"command":"DOWNLOAD"}}`},
 		{"a", DesiredState{}, `{}}`},
+		{"a", Action{}, `{"component":{}}}`},
 		{"a", DesiredState{Domains: []Domain{{ID: "d", Components: []Component{{ID: "c", Config: []KeyValue{{Key: "0", Value: "[]"}, {Key: "k"}}}}}}},
 			`{"domains":[{"id":"d","components":[{"id":"c","config":[{"key":"0","value":"[]"},{"key":"k"}]}]}]}}`},
 		{"", Inventory{SoftwareNodes: []SoftwareNode{{ID: "n"}}, HardwareNodes: []HardwareNode{{ID: "h", Addressable: true}}},

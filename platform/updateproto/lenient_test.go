@@ -140,6 +140,7 @@ func TestOnlyApprovedIsConsent(t *testing.T) {
 		{`{"activityId":"a","payload":{"status":"APPROVED "}}`, false, ""},
 		{`{"activityId":"a","payload":{}}`, false, ""},
 		{`{"activityId":"a","payload":{"status":true}}`, false, "payload.status: expected a string, got a boolean"},
+		{`{"activityId":"a","payload":{"status":"APPROVED","status":7}}`, false, "payload.status: expected a string, got a number"},
 		{`{"activityId":"a","payload":null}`, false, "payload: missing"},
 		{`{"activityId":"a"`, false, "message is not JSON"},
 	} {
