@@ -32,7 +32,7 @@ func configFiles() []string {
 type options struct {
 	CfgFile    string `long:"cfg-file" value-name:"FILE" description:"configuration file; default: /etc/update-manager/config.json, else /etc/kanto-update-manager/config.json, else none"`
 	ConfigFile string `long:"config-file" value-name:"FILE" description:"the same as --cfg-file"`
-	Domains    string `long:"domains" env:"DOMAINS" value-name:"LIST" description:"the domains to update, separated by commas, instead of those of the configuration file"`
+	Domains    string `long:"domains" env:"DOMAINS" value-name:"LIST" description:"the domains to update, separated by commas, instead of those of the configuration file; each NAME has options --NAME-reboot-required and --NAME-read-timeout"`
 	Version    bool   `long:"version" description:"print the version and exit"`
 
 	settings
@@ -164,12 +164,17 @@ func load(c *applet.Call) (settings, []config.Warning, error) {
 	return o.settings, f.Warnings, nil
 }
 
-// readFile reads the configuration file name or, when that is empty, the first of the usual ones that is there.
+// readFile reads the configuration file name or, when that is empty, the usual one.
 func readFile(name string, s *settings) (*config.File, error) {
-	if name != "" {
-		return config.Read(name, s)
+	if name == "" {
+		return readFirst(configFiles(), s)
 	}
-	for _, name := range configFiles() {
+	return config.Read(name, s)
+}
+
+// readFirst reads the first of the files that is there.
+func readFirst(files []string, s *settings) (*config.File, error) {
+	for _, name := range files {
 		if f, err := config.Read(name, s); !errors.Is(err, fs.ErrNotExist) {
 			return f, err
 		}

@@ -146,9 +146,13 @@ type daemonOptions struct {
 	Count  int      `long:"count" env:"APPLET_TEST_COUNT"`
 	List   []string `long:"list"`
 	wheels map[string]*bool
+	spare  time.Duration
 }
 
 func (o *daemonOptions) Flag(name string) any {
+	if name == "spare-since" {
+		return &o.spare
+	}
 	name, ok := strings.CutSuffix(name, "-braked")
 	switch {
 	case !ok:
@@ -170,7 +174,7 @@ func TestCommandLineIsLaidOverAFile(t *testing.T) {
 			if err := c.Overlay(o); err != nil {
 				return err
 			}
-			fmt.Fprintln(c.Stdout, c.Options.(*daemonOptions).File, o.Reboot, o.Count, o.List, *o.wheels["front-left"], *o.wheels["rear"])
+			fmt.Fprintln(c.Stdout, c.Options.(*daemonOptions).File, o.Reboot, o.Count, o.List, *o.wheels["front-left"], *o.wheels["rear"], o.spare)
 			return nil
 		},
 		Sub: []Command{{Name: "wash", Run: func(_ context.Context, c *Call) error {
@@ -182,17 +186,21 @@ func TestCommandLineIsLaidOverAFile(t *testing.T) {
 		args, env string
 		want      result
 	}{
-		{"", "", result{0, " true 2 [file] false false\n", ""}},
-		{"-file x -count=3 --reboot=false", "", result{0, "x false 3 [file] false false\n", ""}},
-		{"-list a -list b", "", result{0, " true 2 [a b] false false\n", ""}},
-		{"", "REBOOT=0 COUNT=4", result{0, " false 4 [file] false false\n", ""}},
-		{"-count 5 -reboot", "REBOOT=0 COUNT=4", result{0, " true 5 [file] false false\n", ""}},
-		{"", "REBOOT=maybe COUNT=", result{0, " true 2 [file] false false\n",
+		{"", "", result{0, " true 2 [file] false false 0s\n", ""}},
+		{"-file x -count=3 --reboot=false", "", result{0, "x false 3 [file] false false 0s\n", ""}},
+		{"-list a -list b", "", result{0, " true 2 [a b] false false 0s\n", ""}},
+		{"", "REBOOT=0 COUNT=4", result{0, " false 4 [file] false false 0s\n", ""}},
+		{"-count 5 -reboot", "REBOOT=0 COUNT=4", result{0, " true 5 [file] false false 0s\n", ""}},
+		{"", "REBOOT=maybe COUNT=", result{0, " true 2 [file] false false 0s\n",
 			"car: environment variable APPLET_TEST_REBOOT is ignored: strconv.ParseBool: parsing \"maybe\": invalid syntax\n" +
 				"car: environment variable APPLET_TEST_COUNT is ignored: strconv.ParseInt: parsing \"\": invalid syntax\n"}},
-		{"", "REBOOT=", result{0, " true 2 [file] false false\n", "car: environment variable APPLET_TEST_REBOOT is ignored: empty\n"}},
-		{"-front-left-braked --rear-braked=true", "", result{0, " true 2 [file] true true\n", ""}},
-		{"-front-left-braked=false -count 6", "", result{0, " true 6 [file] false false\n", ""}},
+		{"", "REBOOT=", result{0, " true 2 [file] false false 0s\n", "car: environment variable APPLET_TEST_REBOOT is ignored: empty\n"}},
+		{"-front-left-braked --rear-braked=true", "", result{0, " true 2 [file] true true 0s\n", ""}},
+		{"-front-left-braked=false -count 6", "", result{0, " true 6 [file] false false 0s\n", ""}},
+		{"-spare-since 1h -count 7", "", result{0, " true 7 [file] false false 1h0m0s\n", ""}},
+		{"--spare-since=2h", "", result{0, " true 2 [file] false false 2h0m0s\n", ""}},
+		{"-spare-since", "", result{2, "", "car: expected argument for flag `--spare-since'\nTry \"car --help\".\n"}},
+		{"wash -spare-since 1h", "", result{2, "", "car: unknown flag `s'\nTry \"car wash --help\".\n"}},
 		{"-side-braked", "", result{2, "", "car: unknown flag `side-braked'\nTry \"car --help\".\n"}},
 		{"-rear-braked=soon", "", result{2, "", "car: invalid argument for flag `--rear-braked' (expected *bool): " +
 			"strconv.ParseBool: parsing \"soon\": invalid syntax\nTry \"car --help\".\n"}},

@@ -86,7 +86,6 @@ func (p *parser) parse(args []string, stop bool) ([]string, error) {
 	}
 	if p.goStyle {
 		p.environ()
-		p.adopt(args)
 		args = p.rewrite(args, stop)
 	}
 	rest, err := p.flags.ParseArgs(args)
@@ -123,23 +122,21 @@ func (p *parser) environ() {
 // configured. Flag returns a pointer to the value of one, nil for none.
 type flagger interface{ Flag(name string) any }
 
-// adopt adds the options in args that only a flagger knows.
-func (p *parser) adopt(args []string) {
+// adopt adds the option that only a flagger knows.
+func (p *parser) adopt(name string) *flags.Option {
 	f, ok := p.options.(flagger)
-	for _, arg := range args {
-		name, dashed := strings.CutPrefix(arg, "-")
-		if !ok || arg == "--" {
-			return
-		}
-		name, _ = strings.CutPrefix(name, "-")
-		name, _, _ = strings.Cut(name, "=")
-		if !dashed || p.lookup(name) != nil {
-			continue
-		}
-		if value := f.Flag(name); value != nil {
-			p.flags.AddOption(&flags.Option{LongName: name}, value)
-		}
+	if !ok {
+		return nil
 	}
+	value := f.Flag(name)
+	if value == nil {
+		return nil
+	}
+	// It is on the command line, so the default is not used; without one,
+	// go-flags would ask for the field, which this option does not have.
+	o := &flags.Option{LongName: name, Default: []string{""}}
+	p.flags.AddOption(o, value)
+	return o
 }
 
 // rewrite turns the spellings of Go's flag package into those of go-flags: one
@@ -157,6 +154,9 @@ func (p *parser) rewrite(args []string, stop bool) []string {
 		name, _ = strings.CutPrefix(name, "-")
 		name, value, joined := strings.Cut(name, "=")
 		opt := p.lookup(name)
+		if dashed && opt == nil {
+			opt = p.adopt(name)
+		}
 		if !dashed || opt == nil {
 			if len(name) > 1 && !strings.HasPrefix(arg, "--") && dashed {
 				arg = "-" + arg // unknown, but not as a bundle of short options
