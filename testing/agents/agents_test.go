@@ -81,7 +81,7 @@ func TestAgentsHaveTheMannersOfTheirStyle(t *testing.T) {
 				for order := range strings.FieldsSeq(e.order) {
 					asked = append(asked, order)
 					if order == agents.Identify {
-						r.Publish("testdomainupdate/desiredstate", "a", agents.Desire(agents.Target{"test-domain", "app", "2"}))
+						r.Publish("testdomainupdate/desiredstate", "a", agents.Desire(agents.Target{Domain: "test-domain", Component: "app", Version: "2"}))
 					} else {
 						r.Publish("testdomainupdate/desiredstate/command", "a", map[string]string{"command": order})
 					}
@@ -124,7 +124,7 @@ func TestOnlyAResumingAgentRemembersItsActivity(t *testing.T) {
 			b := broker.Start(t, broker.Options{})
 			a := agents.Start(t, b.URL(), agents.Script{Domain: "d", Style: style, Installed: map[string]string{"os": "1"}, RebootRequired: true})
 			r := agents.Record(t, b.URL(), "dupdate/#")
-			r.Publish("dupdate/desiredstate", "a", agents.Desire(agents.Target{"d", "os", "2"}))
+			r.Publish("dupdate/desiredstate", "a", agents.Desire(agents.Target{Domain: "d", Component: "os", Version: "2"}))
 			for i, command := range []string{"DOWNLOAD", "UPDATE", "ACTIVATE"} {
 				agents.Eventually(t, limit, "answer", func() bool { return len(said(r)) == 2+2*i })
 				r.Publish("dupdate/desiredstate/command", "a", map[string]string{"command": command})
@@ -162,7 +162,7 @@ func TestAgentsLiveThroughARestartOfTheBroker(t *testing.T) {
 			time.Sleep(20 * time.Millisecond)
 			return slices.ContainsFunc(r.Of("there"), func(m agents.Message) bool { return m.Topic == "dupdate/currentstate" })
 		})
-		r.Publish("dupdate/desiredstate", "a", agents.Desire(agents.Target{"d", "c", "2"}))
+		r.Publish("dupdate/desiredstate", "a", agents.Desire(agents.Target{Domain: "d", Component: "c", Version: "2"}))
 		agents.Eventually(t, limit, "IDENTIFIED", func() bool { s := said(r); return len(s) > 0 && s[len(s)-1] == "IDENTIFIED" })
 		if a.Idle() {
 			t.Error("idle in an activity")

@@ -3,6 +3,7 @@
 package agents
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -12,7 +13,7 @@ import (
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 )
 
 // Recorder takes down what is on the bus, in its order. Nothing escapes it, also when the broker restarts.
@@ -122,9 +123,12 @@ func (m *Manager) End(id string, limit time.Duration) Feedback {
 }
 
 // Target is a component that a desired state wants, in a version.
-type Target struct{ Domain, Component, Version string }
+type Target struct {
+	Domain, Component, Version string
+	Image                      string // URL; one that leads nowhere when empty
+}
 
-// Desire makes the payload of a desired state. Every component gets an image, as the agents in the field need it.
+// Desire makes the payload of a desired state. Every component has an image, because agents in the field need one.
 func Desire(targets ...Target) any {
 	type component struct {
 		ID      string      `json:"id"`
@@ -137,7 +141,7 @@ func Desire(targets ...Target) any {
 	}
 	var domains []domain
 	for _, t := range targets {
-		c := component{t.Component, t.Version, []parameter{{"image", "https://bundles.example/" + t.Component + "-" + t.Version}}}
+		c := component{t.Component, t.Version, []parameter{{"image", cmp.Or(t.Image, "https://images.example/"+t.Component)}}}
 		i := slices.IndexFunc(domains, func(d domain) bool { return d.ID == t.Domain })
 		if i < 0 {
 			i = len(domains)
@@ -211,7 +215,7 @@ func Compare(golden string, messages []Message) string {
 				got = append(got, line)
 			}
 		}
-		if d := cmp.Diff(byTopic(want), byTopic(got)); d != "" {
+		if d := gocmp.Diff(byTopic(want), byTopic(got)); d != "" {
 			fmt.Fprintf(&diff, "step %d (-want +got):\n%s", n+1, d)
 		}
 	}
@@ -219,7 +223,7 @@ func Compare(golden string, messages []Message) string {
 	for len(messages) > 0 {
 		rest = append(rest, next())
 	}
-	if d := cmp.Diff(byTopic(late), byTopic(rest)); d != "" {
+	if d := gocmp.Diff(byTopic(late), byTopic(rest)); d != "" {
 		fmt.Fprintf(&diff, "at the end (-want +got):\n%s", d)
 	}
 	return diff.String()

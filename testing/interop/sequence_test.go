@@ -36,7 +36,9 @@ var sequences = []struct {
 
 const slow = 300 * time.Millisecond
 
-func versions(component, version string) map[string]string { return map[string]string{component: version} }
+func versions(component, version string) map[string]string {
+	return map[string]string{component: version}
+}
 
 func TestOurManagerSpeaksTheSequencesOfTheProtocol(t *testing.T) {
 	ours := managers.Build(t, "update-manager")
