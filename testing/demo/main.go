@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command demo runs the main job before your eyes: a virtual vehicle starts
-// version 1 of its operating system on slot A, is sent version 2 over MQTT,
-// installs it on slot B through RAUC, reboots into it, proves its health and
-// says so.
+// version 1 of its operating system on slot A, is sent one message that asks for
+// version 2, installs it on slot B through RAUC, reboots into it, proves its
+// health and says so.
 //
 // It needs root, to build the vehicle's images, and the packages that "make
 // demo" installs. With KEEP=1 the vehicle is left running.
@@ -50,6 +50,8 @@ type demo struct {
 	key  string // opens the vehicle to ssh
 	vm   *vehicle.VM
 	bus  *ota.Driver
+
+	heard string // the last line of feedback
 }
 
 const activity = "demo"
@@ -108,7 +110,7 @@ func (d *demo) run(ctx context.Context) error {
 	}
 	d.summary()
 	if d.keep {
-		d.howTo()
+		return d.howTo(ctx)
 	}
 	return nil
 }
@@ -116,8 +118,10 @@ func (d *demo) run(ctx context.Context) error {
 // build makes what is needed; the disk is a copy in dir that this run may change.
 func build(ctx context.Context, b *vehicle.Builder, dir string) (disk, bundle string, err error) {
 	images := map[string]string{}
+	hurry := vehicle.File{Data: "# SPDX-License-Identifier: Apache-2.0\n[Service]\nEnvironment=REBOOT_AFTER=2s REPORT_FEEDBACK_INTERVAL=1s\n"}
 	for _, v := range []string{"1", "2"} {
-		if images[v], err = b.Image(ctx, vehicle.Image{Version: v}); err != nil {
+		files := map[string]vehicle.File{"etc/systemd/system/update-manager.service.d/hurry.conf": hurry}
+		if images[v], err = b.Image(ctx, vehicle.Image{Version: v, Files: files}); err != nil {
 			return "", "", err
 		}
 	}
@@ -144,7 +148,7 @@ func serve(bundle string) (url string, err error) {
 	return "http://10.0.2.2:" + port + "/" + filepath.Base(bundle), err
 }
 
-// ready waits until the vehicle has started the version and its agent answers.
+// ready waits until the vehicle has started the version, and connects to its broker.
 func (d *demo) ready(ctx context.Context, version string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
@@ -153,60 +157,54 @@ func (d *demo) ready(ctx context.Context, version string) error {
 	} else if got != version {
 		return fmt.Errorf("version %s was started, expected %s", got, version)
 	}
-	if d.bus != nil {
-		d.bus.Close()
-	}
-	var err error
-	if d.bus, err = ota.Dial(ctx, "tcp://"+d.vm.MQTT()); err != nil {
+	login, err := d.vm.Bus(ctx, "backend")
+	if err != nil {
 		return err
 	}
-	if got, err := d.bus.Version(ctx); err != nil || got != version {
-		return fmt.Errorf("the agent reports version %q, expected %q: %w", got, version, err)
+	if d.bus != nil {
+		return d.bus.Again(ctx, login)
+	}
+	if d.bus, err = ota.Dial(ctx, "vehicle", login); err != nil {
+		return err
+	}
+	d.bus.OnFeedback = func(f ota.Feedback) {
+		if f.ActivityID == activity {
+			d.feedback(f)
+		}
 	}
 	return nil
 }
 
-// update is what an update manager does.
+// update publishes one message, and then looks on until the vehicle says how it has ended.
 func (d *demo) update(ctx context.Context, url string) error {
-	phase := func(title, text, command string) error {
-		return d.step(title, text, func(note func(string)) error {
-			d.bus.OnFeedback = func(f ota.Feedback) {
-				if f.ActivityID == activity {
-					d.bar(f.Progress(), f.Detail())
-				}
-			}
-			ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
-			defer cancel()
-			var f ota.Feedback
-			var err error
-			if command == "" {
-				if err = d.bus.Request(ctx, activity, "2", url); err == nil {
-					f, err = d.bus.Await(ctx, activity, "IDENTIFIED", "IDENTIFICATION_FAILED")
-				}
-			} else {
-				f, err = d.bus.Step(ctx, activity, command)
-			}
-			if err == nil && f.Failed() {
-				err = fmt.Errorf("%s: %s", f.Status, f.Detail())
-			}
-			note(f.Status)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+	defer cancel()
+	err := d.step("Update", "to version 2, by one message on vehicleupdate/desiredstate", func(note func(string)) error {
+		if err := d.request(ctx, url); err != nil {
 			return err
-		})
-	}
-	if err := phase("Request", "version 2 as desired state on selfupdate/desiredstate", ""); err != nil {
+		}
+		// The vehicle reboots when it is ready to, and not before.
+		working, rebooted := context.WithCancel(ctx)
+		defer rebooted()
+		go func() {
+			d.vm.Wait(ctx)
+			rebooted()
+		}()
+		f, err := d.bus.Await(working, activity, terminal()...)
+		switch {
+		case err == nil:
+			return fmt.Errorf("%s before the reboot: %s", f.Status, f.Message)
+		case working.Err() == nil || ctx.Err() != nil:
+			return err
+		}
+		note("the vehicle reboots")
+		return nil
+	})
+	if err != nil {
 		return err
 	}
-	if err := phase("Download", "the bundle", "DOWNLOAD"); err != nil {
-		return err
-	}
-	if err := phase("Update", "slot B through RAUC", "UPDATE"); err != nil {
-		return err
-	}
-	if err := phase("Activate", "slot B for the next boot", "ACTIVATE"); err != nil {
-		return err
-	}
-	err := d.step("Reboot", "into slot B", func(func(string)) error {
-		vm, err := d.vm.Reboot(ctx)
+	err = d.step("Reboot", "into slot B", func(func(string)) error {
+		vm, err := d.vm.Next(ctx)
 		if err != nil {
 			return err
 		}
@@ -216,13 +214,47 @@ func (d *demo) update(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	err = d.step("Confirm", "slot B after its health is proven", func(note func(string)) error {
-		return d.confirmed(ctx, "SDV_B", note)
-	})
-	if err != nil {
+	return d.step("Confirm", "slot B after its health is proven, and then the update", func(note func(string)) error {
+		if err := d.confirmed(ctx, "SDV_B", note); err != nil {
+			return err
+		}
+		f, err := d.bus.Await(ctx, activity, terminal()...)
+		if err == nil && f.Status != "COMPLETED" {
+			err = fmt.Errorf("%s: %s", f.Status, f.Message)
+		}
+		note(f.Status)
 		return err
+	})
+}
+
+// request publishes the message again until the update manager answers: it may not listen yet. The same activity twice is one.
+func (d *demo) request(ctx context.Context, url string) error {
+	for {
+		if err := d.bus.Request(ctx, activity, "2", url); err != nil {
+			return err
+		}
+		wait, cancel := context.WithTimeout(ctx, 5*time.Second)
+		_, err := d.bus.Await(wait, activity, "IDENTIFYING")
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
 	}
-	return phase("Clean up", "and hear how the update has ended", "CLEANUP")
+}
+
+func terminal() []string { return []string{"COMPLETED", "INCOMPLETE", "IDENTIFICATION_FAILED"} }
+
+// feedback shows what the vehicle says: a line for each thing that is new, a bar for progress.
+func (d *demo) feedback(f ota.Feedback) {
+	line := f.Status
+	for _, a := range f.Actions {
+		line += fmt.Sprintf("  %s %s %s", a.Component.ID, a.Component.Version, a.Status)
+	}
+	if line != d.heard {
+		d.heard = line
+		d.said(line)
+	}
+	d.bar(f.Progress(), f.Detail())
 }
 
 // confirmed waits until the slot that runs is no longer on trial.
@@ -254,10 +286,13 @@ func (d *demo) status(ctx context.Context) error {
 	return nil
 }
 
-func (d *demo) howTo() {
-	mqtt, ssh := d.vm.MQTT(), d.vm.SSH()
-	mqttHost, mqttPort, _ := net.SplitHostPort(mqtt)
-	sshHost, sshPort, _ := net.SplitHostPort(ssh)
+func (d *demo) howTo(ctx context.Context) error {
+	login, err := d.vm.Bus(ctx, "technician")
+	if err != nil {
+		return err
+	}
+	mqttHost, mqttPort, _ := net.SplitHostPort(d.vm.MQTTS())
+	sshHost, sshPort, _ := net.SplitHostPort(d.vm.SSH())
 	serialHost, serialPort, _ := net.SplitHostPort(d.vm.Serial())
 	pid := d.vm.PID()
 	d.vm.Detach()
@@ -267,9 +302,10 @@ func (d *demo) howTo() {
 	}
 	fmt.Fprintf(d.out, `
 The vehicle goes on running (QEMU is process %d; end it with: %skill %d).
-  MQTT     mosquitto_sub -h %s -p %s -v -t 'selfupdate/#'
-  Shell    %s
-  Serial   %s
+  MQTT     %smosquitto_sub -h %s -p %s --cafile %s -u %s -P %s -v -t 'vehicleupdate/#'
+  Shell    %sssh -i %s -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -p %s root@%s
+  Serial   socat -,raw,echo=0 tcp:%s:%s
   Disk     %s
-`, pid, sudo, pid, mqttHost, mqttPort, sudo+fmt.Sprintf("ssh -i %s -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -p %s root@%s", d.key, sshPort, sshHost), fmt.Sprintf("socat -,raw,echo=0 tcp:%s:%s", serialHost, serialPort), d.vm.Disk)
+`, pid, sudo, pid, sudo, mqttHost, mqttPort, login.CAFile, login.User, login.Password, sudo, d.key, sshPort, sshHost, serialHost, serialPort, d.vm.Disk)
+	return nil
 }

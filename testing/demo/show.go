@@ -65,6 +65,14 @@ func (s *show) line(text string) {
 	}
 }
 
+// said shows what the vehicle has said.
+func (s *show) said(text string) {
+	if s.tty {
+		fmt.Fprint(s.out, clearLine)
+	}
+	fmt.Fprintf(s.out, "          < %s\n", text)
+}
+
 // bar shows progress.
 func (s *show) bar(percent int, text string) {
 	full := min(percent, 100) * barWidth / 100

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"sdvbox/testing/agents"
 	"sdvbox/testing/ota"
 	"sdvbox/testing/vehicle"
 )
@@ -33,7 +34,10 @@ type car struct {
 	env     vehicle.Partition // with the boot environment
 	watched bool              // has a hardware watchdog
 	vm      *vehicle.VM
-	bus     *ota.Driver
+	bus     *ota.Driver // by which one domain is driven, as a technician
+	fleet   *ota.Driver // by which the vehicle is
+	relay   *relay
+	agent   *agents.Agent // of the containers
 	born    time.Time
 	boots   int
 	log     []string // how long each boot took
@@ -71,7 +75,8 @@ type status struct {
 // newCar makes a vehicle with a disk of its own.
 func newCar(t *testing.T, p parts) *car {
 	t.Helper()
-	c := &car{t: t, dir: t.TempDir(), born: time.Now()}
+	c := &car{t: t, dir: t.TempDir(), born: time.Now(), relay: newRelay(t)}
+	c.agent = agents.Start(t, c.relay.url, agents.Script{Domain: "containers", Style: agents.Resuming, Delay: 200 * time.Millisecond})
 	c.disk = filepath.Join(c.dir, "disk.img")
 	c.must(vehicle.CopyDisk(c.disk, p.factory))
 	var err error
@@ -89,6 +94,9 @@ func newCar(t *testing.T, p parts) *car {
 			c.explain(t)
 		}
 		c.close()
+		if c.fleet != nil {
+			c.fleet.Close()
+		}
 		c.vm.Kill()
 	})
 	return c
@@ -112,7 +120,7 @@ func (c *car) step(name string, f func()) {
 func (c *car) explain(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	out, err := c.vm.Run(ctx, "journalctl --no-pager -b -o short-monotonic -n 150 -u self-update-agent -u sdvbox-confirm -u rauc -u mosquitto; rauc-helper status; systemctl --no-pager --failed list-units; systemctl --no-pager list-jobs")
+	out, err := c.vm.Run(ctx, "journalctl --no-pager -b -o short-monotonic -n 150 -u update-manager -u self-update-agent -u sdvbox-confirm -u rauc -u mosquitto; update-manager status; update-manager history; rauc-helper status; systemctl --no-pager --failed list-units; systemctl --no-pager list-jobs")
 	t.Logf("the vehicle says (%v):\n%s", err, out)
 	for _, name := range []string{"grubenv", "grubenv2"} {
 		env, err := vehicle.GetFAT(ctx, c.disk, c.env, name)
@@ -232,8 +240,7 @@ func (c *car) up(slot, version string) status {
 	if got != version {
 		c.t.Fatalf("version %s runs, expected %s", got, version)
 	}
-	c.bus, err = ota.Dial(ctx, "tcp://"+c.vm.MQTT())
-	c.must(err)
+	c.connect(ctx)
 	for {
 		s := c.status()
 		if s.Booted != slot {
@@ -252,6 +259,24 @@ func (c *car) up(slot, version string) status {
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
+}
+
+// connect makes the connections to the vehicle's broker.
+func (c *car) connect(ctx context.Context) {
+	c.t.Helper()
+	login, err := c.vm.Bus(ctx, "technician")
+	c.must(err)
+	c.bus, err = ota.Dial(ctx, "self-update", login)
+	c.must(err)
+	login, err = c.vm.Bus(ctx, "backend")
+	c.must(err)
+	if c.fleet == nil {
+		c.fleet, err = ota.Dial(ctx, "vehicle", login)
+	} else {
+		err = c.fleet.Again(ctx, login)
+	}
+	c.must(err)
+	c.must(c.relay.open(ctx, c.vm))
 }
 
 // update drives an activity through commands and returns the last answer.

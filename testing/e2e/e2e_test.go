@@ -164,6 +164,7 @@ func firstLife(c *car, o *origin, p parts) {
 		c.updated(c.up("SDV_B", "2"))
 	})
 	c.step("TheNextUpdateGoesBackToTheFirstSlotByHand", func() { c.byHand("back", "1", o.offer("one", file{path: p.one})) })
+	c.step("OneMessageUpdatesTheWholeVehicle", func() { c.asOne("whole", "2", o.offer("two", file{path: p.two}), "SDV_B") })
 	c.step("WithoutAGoodSlotTheRescueSystemStarts", func() {
 		c.run("rauc status mark-bad rootfs.0")
 		c.run("rauc status mark-bad rootfs.1")
@@ -181,11 +182,11 @@ func secondLife(c *car, o *origin, p parts) {
 	c.watched = long
 	c.start()
 	c.up("SDV_A", "1")
-	c.step("ADownloadWithoutRangesStartsAnew", func() { c.noRanges(o, p.two) })
-	c.step("AnUnhealthySlotIsGivenUpForItsReason", func() {
+	c.step("TheWholeVehicleGoesBackWithAnUnhealthySlot", func() {
 		c.fault("brakes", "30s")
-		c.fallsBack("range", "brakes: no brakes")
+		c.backAsOne("range", "2", o.offer("range", file{path: p.two, noRange: true}), "brakes: no brakes")
 	})
+	c.step("ADownloadWithoutRangesHasStartedAnew", func() { c.noRanges(o, p.two) })
 	url := o.offer("two", file{path: p.two})
 	c.step("ABootThatBlocksIsGivenUpAtTheDeadline", func() {
 		c.activated("block", "2", url)
@@ -388,9 +389,8 @@ func (c *car) panics() {
 	c.expect("reason", c.rolledBack("dying"), "SDV_B", "started 3 times", "panic")
 }
 
-// noRanges fetches a bundle from a server that knows no ranges and breaks off once, and activates it.
+// noRanges looks at how the bundle has been fetched from a server that knows no ranges and breaks off once.
 func (c *car) noRanges(o *origin, bundle string) {
-	c.activated("range", "2", o.offer("range", file{path: bundle, noRange: true}))
 	info, err := os.Stat(bundle)
 	c.must(err)
 	asked := o.requests("range")

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ota plays the one who updates a vehicle: it publishes the desired
-// state and the commands of the self-update domain, as the documentation's
-// tutorial does by hand, and follows the feedback.
+// Package ota plays the one who updates a vehicle, or one domain of it: it
+// publishes the desired state and commands, as the documentation's tutorials
+// do by hand, and follows the feedback.
 package ota
 
 import (
@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -53,7 +52,8 @@ var errClosed = errors.New("the connection has been closed")
 
 // Driver is connected to a vehicle's broker. It is for one goroutine.
 type Driver struct {
-	bus *mqttbus.Bus
+	bus             *mqttbus.Bus
+	prefix, session string
 	// Heard is everything heard so far, in order.
 	Heard []Feedback
 	// OnFeedback, when set, is called with each feedback as it comes.
@@ -63,22 +63,34 @@ type Driver struct {
 	answered  string // activity id of the last one
 }
 
-// Dial connects to a broker and waits until it is there.
-func Dial(ctx context.Context, broker string) (*Driver, error) {
+// Dial connects to a broker and waits until it is there. What is driven is the domain: "vehicle", by way of its update manager,
+// or one of the vehicle's own.
+func Dial(ctx context.Context, domain string, broker mqttbus.Config) (*Driver, error) {
+	d := &Driver{prefix: updateproto.Prefix(domain), session: "ota-" + rand.Text()}
+	return d, d.connect(ctx, broker)
+}
+
+// Again connects again, as after a reboot. What has been said since comes, too.
+func (d *Driver) Again(ctx context.Context, broker mqttbus.Config) error {
+	d.Close()
+	return d.connect(ctx, broker)
+}
+
+func (d *Driver) connect(ctx context.Context, broker mqttbus.Config) error {
+	broker.ClientID = d.session
 	// The connection outlives ctx, which is about connecting.
-	bus, err := mqttbus.Connect(context.WithoutCancel(ctx), mqttbus.Config{Broker: broker, ClientID: "ota-" + rand.Text()},
-		slog.New(slog.NewTextHandler(io.Discard, nil)), mqttbus.Options{
-			Subscriptions: []string{"selfupdate/desiredstatefeedback", "selfupdate/currentstate"},
-		})
+	bus, err := mqttbus.Connect(context.WithoutCancel(ctx), broker, slog.New(slog.DiscardHandler), mqttbus.Options{
+		Subscriptions: []string{d.prefix + "/desiredstatefeedback", d.prefix + "/currentstate"},
+	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	d := &Driver{bus: bus}
+	d.bus = bus
 	if err := d.until(ctx, func(ev mqttbus.Event) bool { return ev.Kind == mqttbus.Up }); err != nil {
 		bus.Close()
-		return nil, fmt.Errorf("connect to %s: %w", broker, err)
+		return fmt.Errorf("connect to %s: %w", broker.Broker, err)
 	}
-	return d, nil
+	return nil
 }
 
 // Close disconnects.
@@ -107,7 +119,7 @@ func (d *Driver) until(ctx context.Context, done func(mqttbus.Event) bool) error
 
 func (d *Driver) receive(m *mqttbus.Message) {
 	switch m.Topic {
-	case "selfupdate/desiredstatefeedback":
+	case d.prefix + "/desiredstatefeedback":
 		var f updateproto.Feedback
 		if id, err := updateproto.Decode(m.Payload, &f); err == nil {
 			d.Heard = append(d.Heard, Feedback{id, time.Now(), f})
@@ -115,7 +127,7 @@ func (d *Driver) receive(m *mqttbus.Message) {
 				d.OnFeedback(d.Heard[len(d.Heard)-1])
 			}
 		}
-	case "selfupdate/currentstate":
+	case d.prefix + "/currentstate":
 		var inv updateproto.Inventory
 		id, _ := updateproto.Decode(m.Payload, &inv)
 		d.inventory, d.answered = inv, id
@@ -147,7 +159,7 @@ func (d *Driver) publish(ctx context.Context, topic, id string, payload any) err
 func (d *Driver) Inventory(ctx context.Context) (updateproto.Inventory, error) {
 	for {
 		id := "inventory-" + rand.Text()
-		if err := d.publish(ctx, "selfupdate/currentstate/get", id, nil); err != nil {
+		if err := d.publish(ctx, d.prefix+"/currentstate/get", id, nil); err != nil {
 			return updateproto.Inventory{}, err
 		}
 		wait, cancel := context.WithTimeout(ctx, 3*time.Second)
@@ -178,7 +190,7 @@ func (d *Driver) Version(ctx context.Context) (string, error) {
 
 // Request publishes a desired state with the bundle at url.
 func (d *Driver) Request(ctx context.Context, id, version, url string) error {
-	return d.publish(ctx, "selfupdate/desiredstate", id, updateproto.DesiredState{Domains: []updateproto.Domain{{
+	return d.publish(ctx, d.prefix+"/desiredstate", id, updateproto.DesiredState{Domains: []updateproto.Domain{{
 		ID: "self-update",
 		Components: []updateproto.Component{{
 			ID: "os-image", Version: version,
@@ -189,7 +201,7 @@ func (d *Driver) Request(ctx context.Context, id, version, url string) error {
 
 // Command publishes a command.
 func (d *Driver) Command(ctx context.Context, id, command string) error {
-	return d.publish(ctx, "selfupdate/desiredstate/command", id, updateproto.Command{Command: command})
+	return d.publish(ctx, d.prefix+"/desiredstate/command", id, updateproto.Command{Command: command})
 }
 
 // Await returns the next feedback for the activity with one of the statuses.

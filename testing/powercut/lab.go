@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"sdvbox/platform/mqttbus"
 	"sdvbox/testing/ota"
 	"sdvbox/testing/vehicle"
 )
@@ -140,7 +141,7 @@ func reset(ctx context.Context, v *vehicle.VM) error {
 func dial(ctx context.Context, v *vehicle.VM) (*ota.Driver, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootTime)
 	defer cancel()
-	d, err := ota.Dial(ctx, "tcp://"+v.MQTT())
+	d, err := ota.Dial(ctx, "self-update", mqttbus.Config{Broker: v.MQTT()})
 	if err != nil {
 		return nil, err
 	}

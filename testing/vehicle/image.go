@@ -67,8 +67,8 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	rootfs := filepath.Join(b.Repo, "testing/vehicle/rootfs")
-	sum, err := hashTree(rootfs)
+	broker, rootfs := filepath.Join(b.Repo, "broker"), filepath.Join(b.Repo, "testing/vehicle/rootfs")
+	sum, err := hashTree(broker, rootfs)
 	if err != nil {
 		return "", err
 	}
@@ -89,7 +89,7 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 		if err := trim(ctx, tree, dir); err != nil {
 			return fmt.Errorf("trim the tree: %w", err)
 		}
-		for _, src := range []string{sdvbox, rootfs} {
+		for _, src := range []string{sdvbox, broker, rootfs} {
 			if err := overlay(src, dir); err != nil {
 				return err
 			}

@@ -31,7 +31,7 @@ var leanFiles = []string{
 }
 
 // leanConfig are files and directories below rootfs/ that a lean vehicle has, too.
-var leanConfig = []string{"etc/rauc", "etc/mosquitto/mosquitto.conf", "etc/hosts"}
+var leanConfig = []string{"etc/rauc", "etc/hosts"}
 
 // Lean returns an ext4 image of LeanSlotSize for a slot of a vehicle without systemd, for tests that boot hundreds of times:
 // the real RAUC, broker and sdvbox, started by the script in lean/. Images of different versions differ in most blocks.
@@ -88,7 +88,7 @@ func (b *Builder) Lean(ctx context.Context, version string) (string, error) {
 
 // fillLean makes the root of a lean vehicle, all but sdvbox and its init.
 func (b *Builder) fillLean(ctx context.Context, dir, tree, version string) error {
-	for _, name := range []string{"boot", "data", "dev", "etc/mosquitto/conf.d", "grubenv", "proc", "root", "run", "sys", "tmp", "usr/bin",
+	for _, name := range []string{"boot", "data", "dev", "grubenv", "proc", "root", "run", "sys", "tmp", "usr/bin",
 		"usr/sbin", "usr/lib/modules", "usr/lib64", "var"} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
 			return err

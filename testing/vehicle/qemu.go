@@ -20,6 +20,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"sdvbox/platform/mqttbus"
 )
 
 // Machine describes a QEMU machine.
@@ -44,7 +46,7 @@ type VM struct {
 	stderr  bytes.Buffer
 	exited  chan struct{}
 	exitErr error
-	ports   []int // of the host: serial, shell, ssh, MQTT
+	ports   []int // of the host: serial, shell, ssh, MQTT without and with TLS
 	serial  *port
 	shell   *port
 	synced  bool
@@ -67,7 +69,7 @@ func Start(ctx context.Context, m Machine) (*VM, error) {
 	}
 	v := &VM{Machine: m, Started: time.Now(), exited: make(chan struct{})}
 	var err error
-	if v.ports, err = freePorts(4); err != nil {
+	if v.ports, err = freePorts(5); err != nil {
 		return nil, err
 	}
 	args, err := v.args()
@@ -153,7 +155,8 @@ func (v *VM) args() ([]string, error) {
 			"-blockdev", "driver=blklogwrites,node-name=d0,file=f0,log=l0"+how)
 	}
 	args = append(args, "-device", "nvme,drive=d0,serial=sdvbox,bootindex=0",
-		"-netdev", fmt.Sprintf("user,id=n0,hostfwd=tcp:127.0.0.1:%d-:22,hostfwd=tcp:127.0.0.1:%d-:1883", v.ports[2], v.ports[3]),
+		"-netdev", fmt.Sprintf("user,id=n0,hostfwd=tcp:127.0.0.1:%d-:22,hostfwd=tcp:127.0.0.1:%d-:1883,hostfwd=tcp:127.0.0.1:%d-:8883",
+			v.ports[2], v.ports[3], v.ports[4]),
 		"-device", "virtio-net-pci,netdev=n0,romfile=", "-device", "virtio-rng-pci")
 	if v.Watchdog {
 		args = append(args, "-device", "i6300esb", "-action", "watchdog=reset")
@@ -164,11 +167,28 @@ func (v *VM) args() ([]string, error) {
 // PID returns the process of QEMU.
 func (v *VM) PID() int { return v.cmd.Process.Pid }
 
-// MQTT returns the address of the guest's broker on the host, SSH that of its secure shell, and Serial that of the
-// serial port for people once [VM.Detach] has freed it.
+// Addresses on the host: MQTT is that of the guest's broker for everybody, which only a lean vehicle has, MQTTS that for those
+// with a password (see [VM.Bus]), SSH that of its secure shell, and Serial that of the serial port for people once [VM.Detach]
+// has freed it.
 func (v *VM) MQTT() string   { return loopback(v.ports[3]) }
+func (v *VM) MQTTS() string  { return loopback(v.ports[4]) }
 func (v *VM) SSH() string    { return loopback(v.ports[2]) }
 func (v *VM) Serial() string { return loopback(v.ports[0]) }
+
+// Bus returns what a user of the vehicle's broker needs to get in.
+func (v *VM) Bus(ctx context.Context, user string) (mqttbus.Config, error) {
+	c := mqttbus.Config{Broker: "mqtts://" + v.MQTTS(), User: user, CAFile: v.Disk + ".crt"}
+	password, err := v.Run(ctx, "cat /data/sdvbox/mqtt/"+user)
+	if err != nil {
+		return c, err
+	}
+	c.Password = strings.TrimSpace(password)
+	certificate, err := v.Run(ctx, "cat /data/sdvbox/mqtt/server.crt")
+	if err != nil {
+		return c, err
+	}
+	return c, os.WriteFile(c.CAFile, []byte(certificate), 0o644)
+}
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 

@@ -32,7 +32,7 @@ var packages = []string{
 var useless = []string{
 	"boot/*", "initrd*", "vmlinuz*", "etc/apt", "etc/cron*", "etc/init.d", "etc/rc?.d", "etc/dpkg", "etc/kernel",
 	"etc/initramfs*",
-	"usr/bin/*perl*", "usr/bin/apt*", "usr/bin/dpkg*", "usr/bin/localedef", "usr/bin/x86_64-linux-gnu-*", "usr/bin/openssl",
+	"usr/bin/*perl*", "usr/bin/apt*", "usr/bin/dpkg*", "usr/bin/localedef", "usr/bin/x86_64-linux-gnu-*",
 	"usr/lib/apt", "usr/lib/dpkg", "usr/lib/dracut", "usr/lib/klibc*", "usr/lib/locale/*", "usr/lib/initramfs-tools",
 	"usr/lib/udev/hwdb.*", "usr/lib/systemd/boot", "usr/lib/systemd/catalog",
 	"usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl*", "usr/lib/x86_64-linux-gnu/libperl*",

@@ -8,12 +8,12 @@
 //
 //	tree    Debian trixie packages, unpacked (mmdebstrap), and the rescue system
 //	image   ext4 file system of a slot: the tree without what a vehicle does not need, sdvbox as "make install"
-//	        installs it, the files in rootfs/, and what [Image] says
+//	        installs it, the files in broker/ and rootfs/, and what [Image] says
 //	bundle  signed RAUC bundle of an image
 //	disk    partitions as in wks/qemux86-64.wks, GRUB with the files in bootloader/grub, two slots, rescue, data
 //
 // A [Machine] with a copy of a disk ([CopyDisk]) is started by [Start]; the [VM] that comes of it has a shell ([VM.Run]),
-// forwarded ports ([VM.MQTT], [VM.SSH]), a serial log ([VM.WaitFor]) and a power plug ([VM.Kill]). A guest never reboots by
+// a way to its broker ([VM.Bus]), a forwarded port ([VM.SSH]), a serial log ([VM.WaitFor]) and a power plug ([VM.Kill]). A guest never reboots by
 // itself: [VM.Reboot] and [VM.Next] start a new QEMU process on the same disk, which is much faster than a warm reset of an
 // emulated machine.
 //

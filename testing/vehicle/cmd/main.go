@@ -93,7 +93,7 @@ func drive(ctx context.Context, b *vehicle.Builder, disk string) error {
 	}
 	vm, err := vehicle.Start(ctx, vehicle.Machine{Disk: copied})
 	for err == nil {
-		fmt.Printf("serial log  %s\nMQTT        %s\nssh         ssh -i %s -p %s root@127.0.0.1\n", vm.Log, vm.MQTT(), keys.SSHPrivate, vm.SSH()[len("127.0.0.1:"):])
+		fmt.Printf("serial log  %s\nMQTTS       %s\nssh         ssh -i %s -p %s root@127.0.0.1\n", vm.Log, vm.MQTTS(), keys.SSHPrivate, vm.SSH()[len("127.0.0.1:"):])
 		if vm, err = vm.Next(ctx); ctx.Err() != nil {
 			return nil
 		}

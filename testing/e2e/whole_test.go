@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sdvbox/platform/updateproto"
+	"sdvbox/testing/ota"
+)
+
+// configure gives the update manager, until the next boot, its shipped configuration with other settings.
+func (c *car) configure(settings string) {
+	c.t.Helper()
+	text, err := os.ReadFile("../../applets/update-manager/etc/update-manager/config.json")
+	c.must(err)
+	config := map[string]any{}
+	c.must(json.Unmarshal(text, &config))
+	c.must(json.Unmarshal([]byte(settings), &config))
+	text, err = json.Marshal(config)
+	c.must(err)
+	c.run(fmt.Sprintf(`set -e
+mkdir -p /run/e2e
+echo '%s' >/run/e2e/config.json
+update-manager check-config --strict /run/e2e/config.json
+mount --bind /run/e2e/config.json /etc/update-manager/config.json
+systemctl restart update-manager`, text))
+}
+
+// request publishes the combined message of Eclipse Leda's documentation, section "Combined update messages", in a shell of the
+// vehicle, and waits until everybody knows what is to be done.
+func (c *car) request(id, version, url string) {
+	c.t.Helper()
+	text, err := os.ReadFile("testdata/combined.json")
+	c.must(err)
+	message := strings.NewReplacer("random-uuid-as-string", id, "${VERSION_ID}", version,
+		"https://leda-bundle-server/sdv-rauc-bundle-minimal-qemux86-64.raucb", url).Replace(string(text))
+	c.run("echo '" + message + "' >/run/combined.json; mosquitto_pub -q 1 -t vehicleupdate/desiredstate -f /run/combined.json")
+	f := c.hear(id, "IDENTIFIED")
+	components := []string{}
+	for _, a := range f.Actions {
+		components = append(components, a.Component.ID+" "+a.Component.Version)
+	}
+	slices.Sort(components)
+	if want := []string{"containers:hello-world latest", "self-update:os-image " + version}; !slices.Equal(components, want) {
+		c.t.Fatalf("identified: %q, expected %q", components, want)
+	}
+}
+
+// terminal are the statuses that end an activity of the vehicle.
+func terminal() []string { return []string{"COMPLETED", "INCOMPLETE", "IDENTIFICATION_FAILED"} }
+
+// hear waits for feedback about an activity of the vehicle; an end of it that is not waited for ends the story.
+func (c *car) hear(id string, statuses ...string) ota.Feedback {
+	c.t.Helper()
+	f, err := c.fleet.Await(c.within(updateTime), id, append(terminal(), statuses...)...)
+	c.must(err)
+	if !slices.Contains(statuses, f.Status) {
+		c.t.Fatalf("activity %s ends with %s: %s", id, f.Status, f.Message)
+	}
+	return f
+}
+
+// until waits for RUNNING feedback that is as wanted.
+func (c *car) until(id, what string, ok func(ota.Feedback) bool) {
+	c.t.Helper()
+	for !ok(c.hear(id, "RUNNING")) {
+	}
+	c.took(what)
+}
+
+// ended checks that an activity of the vehicle ends once, in a status with all the parts in its message and actions of the same
+// status, and that the agent of the containers was given these orders and waits for no more.
+func (c *car) ended(id, status, action string, orders []string, parts ...string) {
+	c.t.Helper()
+	f := c.hear(id, terminal()...)
+	c.took(id + " ends")
+	if f.Status != status || len(f.Actions) != 2 {
+		c.t.Errorf("activity %s ends with %s: %s: %+v", id, f.Status, f.Message, f.Actions)
+	}
+	c.expect("message of the end", f.Message, parts...)
+	for _, a := range f.Actions {
+		if a.Status != action {
+			c.t.Errorf("%s ends with %s: %s", a.Component.ID, a.Status, a.Message)
+		}
+	}
+	if f, err := c.fleet.Await(c.within(2*time.Second), id, terminal()...); err == nil {
+		c.t.Errorf("it ends once more, with %s: %s", f.Status, f.Message)
+	}
+	got := slices.Compact(c.agent.Orders(id)) // an order may be repeated after a restart
+	if diff := cmp.Diff(orders, got); diff != "" {
+		c.t.Errorf("the containers were ordered (-want +got):\n%s", diff)
+	}
+	if !c.agent.Idle() {
+		c.t.Error("the agent of the containers waits for more")
+	}
+	c.expect("history", c.run("update-manager history"), id, status)
+	c.expect("status", c.run("update-manager status"), "idle")
+}
+
+// asOne updates the vehicle by one message, with a manager that is killed on the way and a reboot that has to wait until the
+// vehicle is safe.
+func (c *car) asOne(id, version, url, slot string) {
+	c.configure(`{"rebootAfter":"2s","reportFeedbackInterval":"500ms","rebootGate":{"topic":true}}`)
+	c.request(id, version, url)
+	c.until(id, "the slot is being written", func(f ota.Feedback) bool {
+		return slices.ContainsFunc(f.Actions, func(a updateproto.Action) bool { return a.Status == "UPDATING" && a.Progress > 0 })
+	})
+	c.run("systemctl kill -s KILL update-manager")
+	waits := func(why string) func(f ota.Feedback) bool {
+		return func(f ota.Feedback) bool {
+			return strings.Contains(f.Message, "reboot") && strings.Contains(f.Message, why)
+		}
+	}
+	c.until(id, "the reboot waits for a word of the vehicle", waits("no word"))
+	c.expect("the manager has been killed", c.run("systemctl show -p NRestarts update-manager"), "NRestarts=1")
+	c.safe(false, "driving")
+	c.until(id, "the reboot waits for its end", waits("driving"))
+	c.safe(true, "parked")
+	c.next()
+	c.grub(slot + " (first)")
+	c.up(slot, version)
+	c.ended(id, "COMPLETED", "UPDATE_SUCCESS", []string{"IDENTIFY", "DOWNLOAD", "UPDATE", "ACTIVATE", "CLEANUP"})
+}
+
+// safe says what the integrator's program says that knows the vehicle, as docs/broker.md tells him to.
+func (c *car) safe(safe bool, reason string) {
+	c.t.Helper()
+	c.run(fmt.Sprintf(`set -e
+mkdir -p /run/e2e
+(umask 077; printf -- '-u vehicle-state\n-P %%s\n' "$(cat /data/sdvbox/mqtt/vehicle-state)" >/run/e2e/mosquitto_pub)
+XDG_CONFIG_HOME=/run/e2e mosquitto_pub -q 1 -r -t vehicleupdate/safetoreboot \
+	-m '{"activityId":"","timestamp":0,"payload":{"safe":%t,"reason":"%s"}}'`, safe, reason))
+}
+
+// backAsOne updates the vehicle by one message to a system that does not prove its health, so that all of the vehicle goes back.
+func (c *car) backAsOne(id, version, url, why string) {
+	c.configure(`{"rebootAfter":"2s"}`)
+	c.request(id, version, url)
+	c.next()
+	c.grub("SDV_B (first)")
+	c.next()
+	c.grub("SDV_A (fallback)")
+	s := c.up("SDV_A", "1")
+	if s.LastFailure.Slot != "SDV_B" || !strings.Contains(s.LastFailure.Reason, why) {
+		c.t.Errorf("status: %+v", s)
+	}
+	c.ended(id, "INCOMPLETE", "UPDATE_FAILURE", []string{"IDENTIFY", "DOWNLOAD", "UPDATE", "ACTIVATE", "ROLLBACK", "CLEANUP"}, "rolled back", "SDV_B", why)
+}
