@@ -4,7 +4,12 @@
 // all domains through it, and gives one true answer.
 package updatemanager
 
-import "sdvbox/platform/applet"
+import (
+	"context"
+
+	"sdvbox/platform/applet"
+	"sdvbox/platform/systemd"
+)
 
 const (
 	name        = "update-manager"
@@ -22,7 +27,7 @@ What is under way is kept in --state-dir before each step, so that it goes on af
 
 Without a command the daemon runs. Its options go before its configuration file, of which unknown keys and odd values are warnings; each agent has two more, --NAME-reboot-required and --NAME-read-timeout.`,
 		Options: func() any { return &options{settings: defaults()} },
-		Run:     run,
+		Run:     func(ctx context.Context, c *applet.Call) error { return run(ctx, c, systemd.Reboot) },
 		Sub: []applet.Command{
 			statusCommand(), historyCommand(), cancelCommand(), validateCommand(), checkConfigCommand(),
 		},

@@ -22,10 +22,10 @@ import (
 	"sdvbox/platform/mqttbus"
 	"sdvbox/platform/orchestrator"
 	"sdvbox/platform/rebootgate"
-	"sdvbox/platform/systemd"
 )
 
-func run(ctx context.Context, c *applet.Call) error {
+// run runs the daemon; reboot returns once a reboot is under way.
+func run(ctx context.Context, c *applet.Call, reboot func(context.Context) error) error {
 	if c.Options.(*options).Version {
 		_, err := fmt.Fprintln(c.Stdout, applet.Version)
 		return err
@@ -45,7 +45,7 @@ func run(ctx context.Context, c *applet.Call) error {
 		for _, w := range warnings {
 			log.Warn("configuration: " + w.String())
 		}
-		return s.serve(ctx, log, n, systemd.Reboot)
+		return s.serve(ctx, log, n, reboot)
 	})
 }
 
