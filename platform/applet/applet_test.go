@@ -165,8 +165,9 @@ func (o *daemonOptions) Flag(name string) any {
 	return o.wheels[name]
 }
 
-func TestCommandLineIsLaidOverAFile(t *testing.T) {
-	table := []Command{{
+// car is a daemon whose options have defaults from a file.
+func car() Command {
+	return Command{
 		Name: "car", GoFlagStyle: true, Daemon: true,
 		Options: func() any { return &daemonOptions{Count: 1} },
 		Run: func(_ context.Context, c *Call) error {
@@ -181,7 +182,10 @@ func TestCommandLineIsLaidOverAFile(t *testing.T) {
 			_, err := fmt.Fprintln(c.Stdout, "washed", c.JSON)
 			return err
 		}}},
-	}}
+	}
+}
+
+func TestCommandLineIsLaidOverAFile(t *testing.T) {
 	for _, test := range []struct {
 		args, env string
 		want      result
@@ -201,6 +205,7 @@ func TestCommandLineIsLaidOverAFile(t *testing.T) {
 		{"--spare-since=2h", "", result{0, " true 2 [file] false false 2h0m0s\n", ""}},
 		{"-spare-since", "", result{2, "", "car: expected argument for flag `--spare-since'\nTry \"car --help\".\n"}},
 		{"wash -spare-since 1h", "", result{2, "", "car: unknown flag `s'\nTry \"car wash --help\".\n"}},
+		{"- -rear-braked=true", "", result{2, "", "car: unknown command \"-\", the nearest is \"wash\"\nTry \"car --help\".\n"}},
 		{"-side-braked", "", result{2, "", "car: unknown flag `side-braked'\nTry \"car --help\".\n"}},
 		{"-rear-braked=soon", "", result{2, "", "car: invalid argument for flag `--rear-braked' (expected *bool): " +
 			"strconv.ParseBool: parsing \"soon\": invalid syntax\nTry \"car --help\".\n"}},
@@ -213,7 +218,7 @@ func TestCommandLineIsLaidOverAFile(t *testing.T) {
 				t.Setenv("APPLET_TEST_"+key, value)
 			}
 			var out, err bytes.Buffer
-			code := Main(table, append([]string{"car"}, strings.Fields(test.args)...), nil, &out, &err)
+			code := Main([]Command{car()}, append([]string{"car"}, strings.Fields(test.args)...), nil, &out, &err)
 			if diff := cmp.Diff(test.want, result{code, out.String(), err.String()}); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -419,6 +424,7 @@ func TestWrongOptionTagsAreReported(t *testing.T) {
 func FuzzCommandLine(f *testing.F) {
 	f.Add("slots", "show -s x --wait=1s --output json")
 	f.Add("agent", "-config-file=/x --reboot-enabled=false -h b -- -")
+	f.Add("car", "-front-braked - --rear-braked=true wash -spare-since 1s")
 	f.Add("sdvbox", "__complete slots show --output = j")
 	f.Fuzz(func(t *testing.T, name, line string) {
 		if strings.Contains(line, "install") {
@@ -426,7 +432,7 @@ func FuzzCommandLine(f *testing.F) {
 		}
 		var out bytes.Buffer
 		args := append([]string{name}, strings.Split(line, " ")...)
-		code := Main(testTable(), args, strings.NewReader(""), &out, &out)
+		code := Main(append(testTable(), car()), args, strings.NewReader(""), &out, &out)
 		if code != 0 && out.Len() == 0 && code != 4 {
 			t.Errorf("%q: exit code %d without a word", args, code)
 		}

@@ -148,6 +148,7 @@ func (p *parser) rewrite(args []string, stop bool) []string {
 	for i := 0; i < len(args); i++ {
 		arg := args[i]
 		name, dashed := strings.CutPrefix(arg, "-")
+		dashed = dashed && name != "" // as go-flags takes a single dash
 		if arg == "--" || stop && !dashed {
 			return append(out, args[i:]...)
 		}
