@@ -220,8 +220,15 @@ func unmarshal(data []byte, v any) error {
 	if len(data) > maxSize {
 		return fmt.Errorf("%d bytes, expected at most %d", len(data), maxSize)
 	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("expected a JSON object: %w", err)
+	err := json.Unmarshal(data, v)
+	var typ *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &typ) && typ.Field != "":
+		return fmt.Errorf("%s: expected a string, got: %s", typ.Field, typ.Value)
+	case errors.As(err, &typ):
+		return fmt.Errorf("expected an object, got: %s", typ.Value)
+	case err != nil:
+		return fmt.Errorf("not JSON: %w", err)
 	}
 	return nil
 }

@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package manager
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sdvbox/platform/durable"
+	"sdvbox/platform/mqttbus"
+	"sdvbox/platform/orchestrator"
+	"sdvbox/platform/rebootgate"
+	"sdvbox/testing/agents"
+	"sdvbox/testing/broker"
+)
+
+const patience = 10 * time.Second
+
+// rig is a manager on a bus.
+type rig struct {
+	t      *testing.T
+	broker *broker.Broker
+	dir    string
+	cfg    Config
+	m      *Manager
+	stop   func() // ends the manager
+	reboot chan struct{}
+	log    *safeBuffer
+}
+
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// start starts a broker and a manager for two domains, as changed by the test.
+func start(t *testing.T, change func(*Config)) *rig {
+	t.Helper()
+	r := prepare(t, change)
+	r.launch()
+	return r
+}
+
+// prepare starts the broker only.
+func prepare(t *testing.T, change func(*Config)) *rig {
+	t.Helper()
+	r := &rig{t: t, broker: broker.Start(t, broker.Options{}), dir: t.TempDir(), reboot: make(chan struct{}, 10), log: new(safeBuffer)}
+	r.cfg = Config{
+		Domain: "vehicle",
+		Agents: map[string]orchestrator.Agent{
+			"containers":  {ReadTimeout: 2 * time.Second},
+			"self-update": {ReadTimeout: 2 * time.Second},
+		},
+		Orchestrator: orchestrator.Config{
+			FailurePolicy:  orchestrator.Baseline,
+			PhaseTimeout:   patience,
+			VerifyTimeout:  patience,
+			ConsentTimeout: patience,
+			GateTimeout:    patience,
+		},
+		FeedbackInterval: time.Minute,
+		Version:          "1.2",
+	}
+	if change != nil {
+		change(&r.cfg)
+	}
+	if err := r.cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	r.stop = func() {}
+	t.Cleanup(func() {
+		r.stop()
+		if t.Failed() {
+			t.Logf("manager:\n%s", r.log)
+		}
+	})
+	return r
+}
+
+// launch starts the manager, or a new one where the one before has ended.
+func (r *rig) launch() {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	j, err := durable.OpenJournal(filepath.Join(r.dir, "journal"), orchestrator.Capacity)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	gate, err := rebootgate.New(rebootgate.Config{Topic: r.cfg.SafeTopic})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	bus, err := mqttbus.Connect(ctx, mqttbus.Config{Broker: r.broker.URL(), ClientID: "update-manager"}, log,
+		mqttbus.Options{Subscriptions: Subscriptions(r.cfg)})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.m = New(r.cfg, j, bus, gate, func(context.Context) error { r.reboot <- struct{}{}; return nil }, log)
+	ended := make(chan error, 1)
+	go func() { ended <- r.m.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		if err := r.m.Alive(); err != nil {
+			r.t.Error(err)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			r.t.Errorf("Run: %v", err)
+		}
+		bus.Close()
+		j.Close()
+	})
+}
+
+func (r *rig) agent(s agents.Script) *agents.Agent {
+	r.t.Helper()
+	return agents.Start(r.t, r.broker.URL(), s)
+}
+
+// both starts the usual two agents.
+func (r *rig) both() (containers, selfUpdate *agents.Agent) {
+	r.t.Helper()
+	return r.agent(agents.Script{Domain: "containers", Installed: map[string]string{"app": "1"}}),
+		r.agent(agents.Script{Domain: "self-update", Style: agents.Leda, Installed: map[string]string{"os-image": "1"}})
+}
+
+func (r *rig) eventually(what string, cond func() bool) {
+	r.t.Helper()
+	agents.Eventually(r.t, patience, what, cond)
+}
+
+// desire is the desired state that both agents have something to do for.
+func desire(version string) any {
+	return agents.Desire(agents.Target{Domain: "containers", Component: "app", Version: version},
+		agents.Target{Domain: "self-update", Component: "os-image", Version: version})
+}
+
+// update updates both domains.
+func (r *rig) update(m *agents.Manager, id, version string) {
+	r.t.Helper()
+	m.Apply(id, desire(version))
+	if end := m.End(id, patience); end.Status != "COMPLETED" {
+		r.t.Fatalf("%s ended as %+v", id, end)
+	}
+}
+
+// statuses are what feedback messages say, in their order.
+func statuses(feedback []agents.Feedback) string {
+	var list []string
+	for _, f := range feedback {
+		list = append(list, f.Status)
+	}
+	return strings.Join(list, " ")
+}
+
+// on counts messages on a topic whose text contains another.
+func on(messages []agents.Message, topic, text string) int {
+	n := 0
+	for _, m := range messages {
+		if m.Topic == topic && strings.Contains(string(m.Raw), text) {
+			n++
+		}
+	}
+	return n
+}
+
+// contents are messages without their times, by topic.
+func contents(messages []agents.Message) map[string][]string {
+	at := regexp.MustCompile(`"timestamp":\d+`)
+	all := make(map[string][]string)
+	for _, m := range messages {
+		all[m.Topic] = append(all[m.Topic], at.ReplaceAllString(string(m.Raw), `"timestamp":0`))
+	}
+	return all
+}
+
+func TestMessagesHaveTheMembersOfTheProtocol(t *testing.T) {
+	r := start(t, func(c *Config) {
+		c.Agents = map[string]orchestrator.Agent{"containers": {ReadTimeout: patience}}
+		c.Orchestrator.Consent = []string{"ACTIVATE"}
+	})
+	r.agent(agents.Script{Domain: "containers"})
+	all := agents.Record(t, r.broker.URL(), "vehicleupdate/#", "containersupdate/desiredstate/#", "containersupdate/currentstate/get")
+	all.PublishRaw("vehicleupdate/desiredstate", []byte(`{"activityId":"a<1>","payload":{"x":1,"domains":[{"id":"containers","y":2,"config":[],"components":[{"id":"app","version":"2"}]}]}}`))
+	r.eventually("question to the owner", func() bool { return on(all.Messages(), "vehicleupdate/ownerconsent", "") > 0 })
+	all.PublishRaw("vehicleupdate/ownerconsentfeedback", []byte(`{"activityId":"a<1>","payload":{"status":"APPROVED"}}`))
+	r.eventually("current state", func() bool { return on(all.Messages(), "vehicleupdate/currentstate", "a<1>") > 0 })
+	const head = `{"activityId":"a<1>","timestamp":0,"payload":`
+	want := map[string][]string{
+		"vehicleupdate/desiredstatefeedback": {
+			head + `{"status":"IDENTIFYING"}}`,
+			head + `{"status":"IDENTIFIED","actions":[{"component":{"id":"containers:app","version":"2"},"status":"IDENTIFIED"}]}}`,
+			head + `{"status":"RUNNING","actions":[{"component":{"id":"containers:app","version":"2"},"status":"IDENTIFIED"}]}}`,
+			head + `{"status":"COMPLETED","actions":[{"component":{"id":"containers:app","version":"2"},"status":"UPDATE_SUCCESS"}]}}`,
+		},
+		"vehicleupdate/ownerconsent":        {head + `{"command":"ACTIVATE"}}`},
+		"containersupdate/desiredstate":     {head + `{"domains":[{"id":"containers","components":[{"id":"app","version":"2"}]}]}}`},
+		"containersupdate/currentstate/get": {head + `null}`},
+		"containersupdate/desiredstate/command": {
+			head + `{"command":"DOWNLOAD"}}`, head + `{"command":"UPDATE"}}`, head + `{"command":"ACTIVATE"}}`, head + `{"command":"CLEANUP"}}`,
+		},
+		"vehicleupdate/currentstate": {head + `{"softwareNodes":[{"id":"vehicle-update-manager","version":"1.2","name":"Update Manager","type":"APPLICATION"},` +
+			`{"id":"containers-update-agent","version":"test","name":"Update Agent","type":"APPLICATION","parameters":[{"key":"domain","value":"containers"}]},` +
+			`{"id":"containers:app","version":"2","name":"app","type":"CONTAINER"}],"associations":[{"sourceId":"vehicle-update-manager","targetId":"containers-update-agent"},` +
+			`{"sourceId":"containers-update-agent","targetId":"containers:app"}]}}`},
+	}
+	got := contents(all.Of("a<1>"))
+	delete(got, "vehicleupdate/desiredstate")
+	delete(got, "vehicleupdate/ownerconsentfeedback")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for _, m := range all.Of("a<1>") {
+		if m.Retained {
+			t.Errorf("%s is marked as retained", m.Topic)
+		}
+	}
+	late := agents.Record(t, r.broker.URL(), "vehicleupdate/#", "containersupdate/desiredstate/#")
+	r.eventually("retained current state", func() bool {
+		return len(late.Messages()) == 1 && late.Messages()[0].Topic == "vehicleupdate/currentstate"
+	})
+}
+
+// waiting starts a manager that waits, in the activity a1 of one domain, for the owner's consent to UPDATE.
+func waiting(t *testing.T) (*rig, *agents.Agent, *agents.Manager) {
+	t.Helper()
+	r := start(t, func(c *Config) {
+		c.Agents = map[string]orchestrator.Agent{"containers": {ReadTimeout: patience}}
+		c.Orchestrator.Consent = []string{"UPDATE"}
+	})
+	a := r.agent(agents.Script{Domain: "containers"})
+	m := agents.Watch(t, r.broker.URL(), "vehicle")
+	m.Apply("a1", agents.Desire(agents.Target{Domain: "containers", Component: "app", Version: "2"}))
+	r.eventually("question to the owner", func() bool { return on(m.Messages(), "vehicleupdate/ownerconsent", `"a1"`) > 0 })
+	return r, a, m
+}
+
+func TestASecondDesiredStateIsRefusedAtOnce(t *testing.T) {
+	r, _, m := waiting(t)
+	m.Apply("a2", desire("3"))
+	if end := m.End("a2", time.Second); end.Status != "IDENTIFICATION_FAILED" || !strings.Contains(end.Message, "a1") {
+		t.Errorf("a2 ended as %+v", end)
+	}
+	if s := r.m.Status(); s.ActivityID != "a1" || !s.Connected {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func TestACommandCancels(t *testing.T) {
+	r, a, m := waiting(t)
+	for _, c := range []struct{ id, command string }{{"a2", "ROLLBACK"}, {"a1", "UPDATE"}, {"a1", "CLEANUP"}} {
+		m.Publish("vehicleupdate/desiredstate/command", c.id, map[string]string{"command": c.command})
+	}
+	m.Publish("vehicleupdate/desiredstate/command", "a1", map[string]string{"command": "ROLLBACK"})
+	if end := m.End("a1", patience); end.Status != "INCOMPLETE" || !strings.Contains(end.Message, "cancel") {
+		t.Errorf("a1 ended as %+v", end)
+	}
+	r.eventually("free agent", a.Idle)
+	if got := strings.Join(a.Orders("a1"), " "); got != "IDENTIFY DOWNLOAD ROLLBACK CLEANUP" {
+		t.Error(got)
+	}
+	if h := r.m.History(); len(h) != 1 || h[0].ID != "a1" || h[0].Status != "INCOMPLETE" {
+		t.Errorf("history %+v", h)
+	}
+}
+
+func TestTheOperatorCanCancel(t *testing.T) {
+	r, a, m := waiting(t)
+	if err := r.m.Cancel(t.Context(), "a2"); err == nil {
+		t.Error("what does not run was cancelled without an error")
+	}
+	if err := r.m.Cancel(t.Context(), ""); err != nil {
+		t.Error(err)
+	}
+	if end := m.End("a1", patience); end.Status != "INCOMPLETE" {
+		t.Errorf("a1 ended as %+v", end)
+	}
+	r.eventually("free agent", a.Idle)
+	r.eventually("nothing to cancel", func() bool { return r.m.Cancel(t.Context(), "") != nil })
+}
+
+func TestTheOwnerDecides(t *testing.T) {
+	for answer, want := range map[string]string{"APPROVED": "COMPLETED", "DENIED": "INCOMPLETE", "approved": "INCOMPLETE"} {
+		_, a, m := waiting(t)
+		for _, junk := range []string{"", "{", "null", `{"activityId":"a1"}`, `{"activityId":"a1","payload":{"status":7}}`, `{"activityId":"a2","payload":{"status":"DENIED"}}`} {
+			m.PublishRaw("vehicleupdate/ownerconsentfeedback", []byte(junk))
+		}
+		m.Publish("vehicleupdate/ownerconsentfeedback", "a1", map[string]string{"status": answer})
+		if end := m.End("a1", patience); end.Status != want || a.Installed()["app"] == "2" != (want == "COMPLETED") {
+			t.Errorf("%s ended as %+v, installed %v", answer, end, a.Installed())
+		}
+	}
+}
+
+func TestAnAnswerWhileTheManagerIsAwayCounts(t *testing.T) {
+	r, _, m := waiting(t)
+	r.stop()
+	m.Publish("vehicleupdate/ownerconsentfeedback", "a1", map[string]string{"status": "APPROVED"})
+	r.launch()
+	if end := m.End("a1", patience); end.Status != "COMPLETED" {
+		t.Errorf("ended as %+v", end)
+	}
+}
+
+func TestTheCurrentStateIsPublishedOnRequest(t *testing.T) {
+	r := start(t, nil)
+	c, _ := r.both()
+	m := agents.Watch(t, r.broker.URL(), "vehicle")
+	begin := time.Now()
+	for i, request := range []string{`{"activityId":"c0"}`, `{"activityId":"c1","timestamp":"x","payload":{"y":[]}}`, `{"activityId":"c2"`} {
+		m.PublishRaw("vehicleupdate/currentstate/get", []byte(request))
+		id := fmt.Sprintf(`{"activityId":"c%d",`, i)
+		r.eventually(id, func() bool { return on(m.Messages(), "vehicleupdate/currentstate", id) == 1 })
+	}
+	anonymous := func() int { return on(m.Messages(), "vehicleupdate/currentstate", `{"activityId":"",`) }
+	for i, request := range []string{"", "null", "{", `{"activityId":7}`} {
+		m.PublishRaw("vehicleupdate/currentstate/get", []byte(request))
+		r.eventually(request, func() bool { return anonymous() == i+1 })
+	}
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("took %s although all agents have answered", took)
+	}
+	c.Change(func(s *agents.Script) { s.Silent = map[string]bool{agents.CurrentState: true} })
+	m.Publish("vehicleupdate/currentstate/get", "late", nil)
+	r.update(m, "a1", "2") // is not held up
+	if on(m.Messages(), "vehicleupdate/currentstate", `"late"`) != 0 {
+		t.Error("nobody has waited for the silent agent")
+	}
+	r.eventually("current state without an answer", func() bool { return on(m.Messages(), "vehicleupdate/currentstate", `"late"`) == 1 })
+}
+
+func TestWhatAgentsTellIsPublished(t *testing.T) {
+	r := start(t, func(c *Config) { c.CurrentStateDelay = 300 * time.Millisecond })
+	m := agents.Watch(t, r.broker.URL(), "vehicle")
+	r.eventually("first current state", func() bool { return on(m.Messages(), "vehicleupdate/currentstate", "initial-current-state-") == 1 })
+	r.both() // each tells at its start
+	r.eventually("news", func() bool { return on(m.Messages(), "vehicleupdate/currentstate", `{"activityId":"",`) > 0 })
+	if got := m.Messages(); len(got) != 2 || on(got[1:], "vehicleupdate/currentstate", "containers:app") != 1 || on(got[1:], "vehicleupdate/currentstate", "os-image") != 1 {
+		t.Errorf("published %v", got)
+	}
+}
+
+func TestTheVehicleSaysWhetherItMayBeRebooted(t *testing.T) {
+	r := start(t, func(c *Config) { c.SafeTopic = true })
+	client := r.broker.Client(t)
+	safe := func() (bool, string) { return r.m.gate.Safe(t.Context(), time.Now()) }
+	if ok, _ := safe(); ok {
+		t.Error("safe without a word from the vehicle")
+	}
+	for _, word := range []struct {
+		payload string
+		safe    bool
+		reason  string
+	}{
+		{`{"activityId":"","timestamp":1,"payload":{"safe":true,"reason":"parked"}}`, true, ""},
+		{`{"payload":{"safe":false,"reason":"on the road"}}`, false, "on the road"},
+		{`{"payload":{"safe":true}}`, true, ""},
+		{`{"payload":{"safe":"yes"}}`, false, "cannot be understood"},
+		{`{"payload":{"safe":true}}`, true, ""},
+		{``, false, "taken back"},
+		{`{"payload":{"safe":true}}`, true, ""},
+		{`{"payload":{}}`, false, "not safe"},
+	} {
+		client.Retain("vehicleupdate/safetoreboot", word.payload)
+		r.eventually(word.payload, func() bool {
+			ok, reason := safe()
+			return ok == word.safe && strings.Contains(reason, word.reason)
+		})
+	}
+	client.Retain("vehicleupdate/safetoreboot", `{"payload":{"safe":true}}`)
+	r.stop()
+	r.launch()
+	r.eventually("retained word", func() bool { ok, _ := safe(); return ok })
+}
+
+func TestDomainsNeedTopicsOfTheirOwn(t *testing.T) {
+	agent := func(names ...string) map[string]orchestrator.Agent {
+		m := make(map[string]orchestrator.Agent)
+		for _, n := range names {
+			m[n] = orchestrator.Agent{}
+		}
+		return m
+	}
+	for _, c := range []struct {
+		domain string
+		agents map[string]orchestrator.Agent
+		want   string // in the error
+	}{
+		{"vehicle", agent("containers", "self-update", "a/b"), ""},
+		{"vehicle", nil, ""},
+		{"", nil, `domain ""`},
+		{"vehicle", agent("a+"), `domain "a+"`},
+		{"vehicle", agent("#"), `domain "#"`},
+		{"vehicle", agent("vehicle"), `"vehicle" has the same topics as "vehicle": vehicleupdate/`},
+		{"vehicle", agent("self", "self-update"), `"self-update" has the same topics as "self": selfupdate/`},
+	} {
+		err := Config{Domain: c.domain, Agents: c.agents}.Validate()
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q %v: error %v, want %q", c.domain, c.agents, err, c.want)
+		}
+	}
+}
+
+func TestSubscriptionsAreThoseOfTheProtocol(t *testing.T) {
+	c := Config{Domain: "vehicle", Agents: map[string]orchestrator.Agent{"self-update": {}, "containers": {}}}
+	south := []string{"containersupdate/desiredstatefeedback", "containersupdate/currentstate", "selfupdate/desiredstatefeedback", "selfupdate/currentstate"}
+	plain := append([]string{"vehicleupdate/desiredstate", "vehicleupdate/desiredstate/command", "vehicleupdate/currentstate/get", "vehicleupdate/ownerconsentfeedback"}, south...)
+	if diff := cmp.Diff(plain, Subscriptions(c)); diff != "" {
+		t.Error(diff)
+	}
+	c.Things, c.SafeTopic = true, true
+	things := append([]string{"edge/thing/response", "command///req/#", "vehicleupdate/safetoreboot"}, south...)
+	if diff := cmp.Diff(things, Subscriptions(c)); diff != "" {
+		t.Error(diff)
+	}
+}
