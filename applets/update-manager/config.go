@@ -136,7 +136,7 @@ func defaults() settings {
 		OwnerConsentTimeout:    config.Duration(30 * time.Minute),
 		FailurePolicy:          string(orchestrator.Baseline),
 		VerifyTimeout:          config.Duration(20 * time.Minute),
-		RebootGate:             gateSettings{Timeout: config.Duration(24 * time.Hour)},
+		RebootGate:             gateSettings{rebootgate.Config{DropIns: "/etc/sdvbox/reboot.d"}, config.Duration(24 * time.Hour)},
 		StateDir:               "/data/sdvbox/update-manager",
 		ControlSocket:          "/run/update-manager/control.sock",
 	}

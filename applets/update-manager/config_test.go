@@ -315,10 +315,11 @@ func TestOddSettingsAreMadeGoodWithAWarning(t *testing.T) {
 
 		{`{"rebootGate":{"topic":true,"windows":[{"days":["mon"],"from":"22:00","to":"05:00"}],"dropInTimeout":"5s","timeout":"1h"}}`, "", "",
 			func(w *settings) {
-				w.RebootGate = gateSettings{rebootgate.Config{Topic: true, DropInTimeout: 5 * time.Second,
+				w.RebootGate = gateSettings{rebootgate.Config{Topic: true, DropIns: "/etc/sdvbox/reboot.d", DropInTimeout: 5 * time.Second,
 					Windows: []rebootgate.Window{{Days: []string{"mon"}, From: "22:00", To: "05:00"}}}, seconds(3600)}
 			}, ""},
-		{`{"rebootGate":{"windows":[{"from":"22:00","to":"25:00"}],"timeout":"x"}}`, "", "-reboot-enabled", func(w *settings) { w.RebootEnabled = false },
+		{`{"rebootGate":{"windows":[{"from":"22:00","to":"25:00"}],"timeout":"x"}}`, "", "-reboot-enabled",
+			func(w *settings) { w.RebootEnabled, w.RebootGate.Config = false, rebootgate.Config{} },
 			`c.json:1: rebootGate.timeout: "x": expected a duration such as "30s", not negative, the default applies|` +
 				`c.json:1: rebootGate: windows[0].to: "25:00": expected HH:MM|` +
 				"rebootEnabled: taken as false, because rebootGate is not understood"},
@@ -328,7 +329,7 @@ func TestOddSettingsAreMadeGoodWithAWarning(t *testing.T) {
 			w.RebootEnabled = false
 			w.RebootGate.Windows = []rebootgate.Window{}
 		}, "c.json:1: rebootGate.windows[0]: expected an object, found a string; the default applies"},
-		{`{"rebootGate":{"timeout":1000}}`, "", "", func(w *settings) { w.RebootGate.Timeout = seconds(1) },
+		{`{"rebootGate":{"dropIns":"","timeout":1000}}`, "", "", func(w *settings) { w.RebootGate.DropIns, w.RebootGate.Timeout = "", seconds(1) },
 			"c.json:1: rebootGate.timeout: number without a unit, taken as 1s"},
 	} {
 		want := defaults()

@@ -23,8 +23,8 @@ func TestEndedActivitiesAreCountedOnce(t *testing.T) {
 	if o.ended["COMPLETED"] != 1 || o.ended["INCOMPLETE"] != 2 || len(o.ended) != 2 {
 		t.Errorf("counted %v", o.ended)
 	}
-	if took := float64(list[3].Ended-list[3].Started)/1000 + 2*61.5; o.seconds < took-0.01 || o.seconds > took+0.01 {
-		t.Errorf("took %v s, want %v", o.seconds, took)
+	if o.seconds != 2*61.5 { // the clock was set back in the third one
+		t.Errorf("took %v s", o.seconds)
 	}
 	o = &observer{ended: map[string]uint64{}}
 	o.count(nil)

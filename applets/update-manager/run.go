@@ -78,7 +78,8 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 		Version:           applet.Version,
 		SafeTopic:         s.RebootGate.Topic,
 	}
-	bus, err := mqttbus.Connect(ctx, s.bus(), log, mqttbus.Options{Subscriptions: manager.Subscriptions(c)})
+	// It ends after the manager, which takes a bus that is gone for a failure.
+	bus, err := mqttbus.Connect(context.WithoutCancel(ctx), s.bus(), log, mqttbus.Options{Subscriptions: manager.Subscriptions(c)})
 	if err != nil {
 		return err
 	}
