@@ -51,7 +51,7 @@ type Command struct {
 	Sub []Command
 
 	Exit        []ExitCode // documented exit codes beyond 0, 1 and 2
-	GoFlagStyle bool       // also accept -config-file=/x and --flag=false, as Go's flag package does, and environment variables that cannot be
+	GoFlagStyle bool       // as programs with Go's flag package: also -config-file=/x and --flag=false, and a wrong environment variable is ignored
 	Raw         bool       // no flag parsing at all: Args are passed through
 	Daemon      bool       // runs until told to stop: no --output
 	Hidden      bool       // works, but is not shown
