@@ -80,8 +80,8 @@ type connectionSettings struct {
 	DisconnectTimeout  config.Duration `json:"disconnectTimeout" long:"mqtt-conn-disconnect-timeout" env:"MQTT_CONN_DISCONNECT_TIMEOUT" description:"has no effect"`
 	Username           string          `json:"username" long:"mqtt-conn-username" env:"MQTT_CONN_USERNAME" value-name:"NAME" description:"user name for the broker"`
 	Password           string          `json:"password" long:"mqtt-conn-password" env:"MQTT_CONN_PASSWORD" value-name:"PASSWORD" default-mask:"-" description:"password for the broker; others can see it here, better name a file"`
-	PasswordFile       string          `json:"passwordFile" long:"mqtt-conn-password-file" env:"UPDATE_MANAGER_MQTT_PASSWORD_FILE" value-name:"FILE" description:"file with the password for the broker"`
-	ClientID           string          `json:"clientId" long:"mqtt-conn-client-id" env:"UPDATE_MANAGER_MQTT_CLIENT_ID" value-name:"ID" description:"name of the session at the broker, which one client only may use; default: DOMAIN-update-manager"`
+	PasswordFile       string          `json:"passwordFile" long:"mqtt-conn-password-file" env:"UPDATE_MANAGER_MQTT_CONN_PASSWORD_FILE" value-name:"FILE" description:"file with the password for the broker"`
+	ClientID           string          `json:"clientId" long:"mqtt-conn-client-id" env:"UPDATE_MANAGER_MQTT_CONN_CLIENT_ID" value-name:"ID" description:"name of the session at the broker, which one client only may use; default: DOMAIN-update-manager"`
 	ConnectTimeout     config.Duration `json:"connectTimeout" long:"mqtt-conn-connect-timeout" env:"MQTT_CONN_CONNECT_TIMEOUT" description:"how long an attempt to connect may take"`
 	AcknowledgeTimeout config.Duration `json:"acknowledgeTimeout" long:"mqtt-conn-ack-timeout" env:"MQTT_CONN_ACK_TIMEOUT" description:"how long the broker may take to accept a message"`
 	SubscribeTimeout   config.Duration `json:"subscribeTimeout" long:"mqtt-conn-sub-timeout" env:"MQTT_CONN_SUB_TIMEOUT" description:"how long the broker may take to accept the subscriptions"`

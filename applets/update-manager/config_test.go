@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -182,9 +183,9 @@ func TestCommandLineGoesBeforeEnvironmentBeforeFile(t *testing.T) {
 			func(s settings) any { return s.Connection.DisconnectTimeout }},
 		{"mqtt-conn-username", "MQTT_CONN_USERNAME", `"connection":{"username":"a"}`, "a b c", func(s settings) any { return s.bus().User }},
 		{"mqtt-conn-password", "MQTT_CONN_PASSWORD", `"connection":{"password":"a"}`, "a b c", func(s settings) any { return s.bus().Password }},
-		{"mqtt-conn-password-file", "UPDATE_MANAGER_MQTT_PASSWORD_FILE", `"connection":{"passwordFile":"a"}`, "a b c",
+		{"mqtt-conn-password-file", "UPDATE_MANAGER_MQTT_CONN_PASSWORD_FILE", `"connection":{"passwordFile":"a"}`, "a b c",
 			func(s settings) any { return s.bus().PasswordFile }},
-		{"mqtt-conn-client-id", "UPDATE_MANAGER_MQTT_CLIENT_ID", `"connection":{"clientId":"a"}`, "a b c",
+		{"mqtt-conn-client-id", "UPDATE_MANAGER_MQTT_CONN_CLIENT_ID", `"connection":{"clientId":"a"}`, "a b c",
 			func(s settings) any { return s.bus().ClientID }},
 		{"mqtt-conn-connect-timeout", "MQTT_CONN_CONNECT_TIMEOUT", `"connection":{"connectTimeout":"1s"}`, "1s 2s 3s",
 			func(s settings) any { return s.bus().ConnectTimeout }},
@@ -432,4 +433,37 @@ func TestUsualFilesAreLookedForInOrder(t *testing.T) {
 	if _, err := readFirst(files, &s); err == nil || !strings.Contains(err.Error(), "first:1: not JSON") {
 		t.Errorf("error %v, want the broken file not to be passed over", err)
 	}
+}
+
+func TestEverySettingIsInTheManual(t *testing.T) {
+	b, err := os.ReadFile("../../docs/update-manager.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	manual := string(b)
+	var walk func(s reflect.Type, path string)
+	walk = func(s reflect.Type, path string) {
+		for _, field := range reflect.VisibleFields(s) {
+			key, flag, env := field.Tag.Get("json"), field.Tag.Get("long"), field.Tag.Get("env")
+			if field.Anonymous { // its fields are visible themselves
+				continue
+			}
+			if field.Type.Kind() == reflect.Struct {
+				walk(field.Type, path+key+".")
+				continue
+			}
+			if !strings.Contains(manual, "`"+path+key+"`") && !strings.Contains(manual, "`."+key+"`") {
+				t.Errorf("the manual lacks the key %s", path+key)
+			}
+			short := strings.TrimPrefix(flag, "mqtt-conn")
+			if flag != "" && !strings.Contains(manual, "`--"+flag+"`") && !strings.Contains(manual, "`"+short+"`") {
+				t.Errorf("the manual lacks the flag --%s", flag)
+			}
+			if usual := strings.ToUpper(strings.ReplaceAll(flag, "-", "_")); env != "" && strings.TrimPrefix(env, "UPDATE_MANAGER_") != usual {
+				t.Errorf("the variable of --%s is %s, other than the manual says", flag, env)
+			}
+		}
+	}
+	walk(reflect.TypeFor[settings](), "")
+	walk(reflect.TypeFor[agent](), "agents.NAME.")
 }
