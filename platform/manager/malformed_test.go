@@ -82,6 +82,7 @@ func TestNoMessageEndsTheManagerAndEachDesiredStateIsAnswered(t *testing.T) {
 		t.Errorf("%d malformed messages are counted", n)
 	}
 	r.update(m, "a1", "2")
+	valid(t, m.Messages(), "vehicleupdate/desiredstatefeedback", "vehicleupdate/currentstate")
 }
 
 func TestNoOperationEndsTheManagerAndEachIsAnswered(t *testing.T) {

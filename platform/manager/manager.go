@@ -30,7 +30,8 @@ import (
 	"sdvbox/platform/updateproto"
 )
 
-// Config says what a Manager manages, and how.
+// Config says what a Manager manages, and how. Each domain has to have topics of
+// its own: a prefix that no other has.
 type Config struct {
 	Domain       string // its own, such as vehicle
 	Things       bool   // it is asked and answers as a feature of the vehicle's twin, not on topics of its own
@@ -58,23 +59,6 @@ const (
 	ownerConsentSaid = "/ownerconsentfeedback"
 	safeToReboot     = "/safetoreboot"
 )
-
-// Validate returns an error if the topics of the domains cannot be told apart
-// or are none.
-func (c Config) Validate() error {
-	owners := make(map[string]string) // of prefixes
-	for _, domain := range append([]string{c.Domain}, slices.Sorted(maps.Keys(c.Agents))...) {
-		prefix := updateproto.Prefix(domain)
-		if domain == "" || strings.ContainsAny(domain, "+#\x00") || len(domain) > updateproto.MaxName {
-			return fmt.Errorf("domain %.40q: expected 1 to %d bytes without + and #", domain, updateproto.MaxName)
-		}
-		if other, taken := owners[prefix]; taken {
-			return fmt.Errorf("domain %q has the same topics as %q: %s/…", domain, other, prefix)
-		}
-		owners[prefix] = domain
-	}
-	return nil
-}
 
 // Subscriptions are the topics that the Bus of a Manager has to subscribe to.
 func Subscriptions(c Config) []string {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sdvbox/docs/schema"
 	"sdvbox/platform/durable"
 	"sdvbox/platform/mqttbus"
 	"sdvbox/platform/orchestrator"
@@ -33,9 +35,13 @@ type rig struct {
 	dir    string
 	cfg    Config
 	m      *Manager
-	stop   func() // ends the manager
+	stop   func() // ends the manager, which has to be alive
+	abort  func() // ends it in any case
 	reboot chan struct{}
 	log    *safeBuffer
+
+	journal *durable.Journal
+	ended   chan error // of the manager
 }
 
 type safeBuffer struct {
@@ -86,9 +92,6 @@ func prepare(t *testing.T, change func(*Config)) *rig {
 	if change != nil {
 		change(&r.cfg)
 	}
-	if err := r.cfg.Validate(); err != nil {
-		t.Fatal(err)
-	}
 	r.stop = func() {}
 	t.Cleanup(func() {
 		r.stop()
@@ -119,18 +122,23 @@ func (r *rig) launch() {
 	}
 	r.m = New(r.cfg, j, bus, gate, func(context.Context) error { r.reboot <- struct{}{}; return nil }, log)
 	ended := make(chan error, 1)
+	r.journal, r.ended = j, ended
 	go func() { ended <- r.m.Run(ctx) }()
-	r.stop = sync.OnceFunc(func() {
-		if err := r.m.Alive(); err != nil {
-			r.t.Error(err)
-		}
+	r.abort = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			r.t.Errorf("Run: %v", err)
 		}
 		bus.Close()
 		j.Close()
+		r.stop = func() {}
 	})
+	r.stop = func() {
+		if err := r.m.Alive(); err != nil {
+			r.t.Error(err)
+		}
+		r.abort()
+	}
 }
 
 func (r *rig) agent(s agents.Script) *agents.Agent {
@@ -195,6 +203,18 @@ func contents(messages []agents.Message) map[string][]string {
 	return all
 }
 
+// valid checks messages on topics that begin in one of these ways against their schemas.
+func valid(t *testing.T, messages []agents.Message, prefixes ...string) {
+	t.Helper()
+	for _, m := range messages {
+		if slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(m.Topic, p) }) {
+			if err := schema.Validate(schema.OfTopic(m.Topic), m.Raw); err != nil {
+				t.Errorf("%s: %s: %v", m.Topic, m.Raw, err)
+			}
+		}
+	}
+}
+
 func TestMessagesHaveTheMembersOfTheProtocol(t *testing.T) {
 	r := start(t, func(c *Config) {
 		c.Agents = map[string]orchestrator.Agent{"containers": {ReadTimeout: patience}}
@@ -231,11 +251,7 @@ func TestMessagesHaveTheMembersOfTheProtocol(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	for _, m := range all.Of("a<1>") {
-		if m.Retained {
-			t.Errorf("%s is marked as retained", m.Topic)
-		}
-	}
+	valid(t, all.Messages(), "vehicleupdate/", "containersupdate/")
 	late := agents.Record(t, r.broker.URL(), "vehicleupdate/#", "containersupdate/desiredstate/#")
 	r.eventually("retained current state", func() bool {
 		return len(late.Messages()) == 1 && late.Messages()[0].Topic == "vehicleupdate/currentstate"
@@ -323,6 +339,29 @@ func TestAnAnswerWhileTheManagerIsAwayCounts(t *testing.T) {
 	}
 }
 
+func TestWhatCannotBeRememberedIsDeliveredAgain(t *testing.T) {
+	r := start(t, nil)
+	r.both()
+	m := agents.Watch(t, r.broker.URL(), "vehicle")
+	r.eventually("first current state", func() bool { return on(m.Messages(), "vehicleupdate/currentstate", "initial-current-state-") > 0 })
+	r.journal.Close()
+	m.Apply("a1", desire("2"))
+	select {
+	case err := <-r.ended:
+		if err == nil || !strings.Contains(err.Error(), "journal") {
+			t.Errorf("ended with %v", err)
+		}
+		r.ended <- nil
+	case <-time.After(patience):
+		t.Fatal("the manager goes on without a journal")
+	}
+	r.abort()
+	r.launch()
+	if end := m.End("a1", patience); end.Status != "COMPLETED" {
+		t.Errorf("ended as %+v", end)
+	}
+}
+
 func TestTheCurrentStateIsPublishedOnRequest(t *testing.T) {
 	r := start(t, nil)
 	c, _ := r.both()
@@ -392,34 +431,6 @@ func TestTheVehicleSaysWhetherItMayBeRebooted(t *testing.T) {
 	r.stop()
 	r.launch()
 	r.eventually("retained word", func() bool { ok, _ := safe(); return ok })
-}
-
-func TestDomainsNeedTopicsOfTheirOwn(t *testing.T) {
-	agent := func(names ...string) map[string]orchestrator.Agent {
-		m := make(map[string]orchestrator.Agent)
-		for _, n := range names {
-			m[n] = orchestrator.Agent{}
-		}
-		return m
-	}
-	for _, c := range []struct {
-		domain string
-		agents map[string]orchestrator.Agent
-		want   string // in the error
-	}{
-		{"vehicle", agent("containers", "self-update", "a/b"), ""},
-		{"vehicle", nil, ""},
-		{"", nil, `domain ""`},
-		{"vehicle", agent("a+"), `domain "a+"`},
-		{"vehicle", agent("#"), `domain "#"`},
-		{"vehicle", agent("vehicle"), `"vehicle" has the same topics as "vehicle": vehicleupdate/`},
-		{"vehicle", agent("self", "self-update"), `"self-update" has the same topics as "self": selfupdate/`},
-	} {
-		err := Config{Domain: c.domain, Agents: c.agents}.Validate()
-		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%q %v: error %v, want %q", c.domain, c.agents, err, c.want)
-		}
-	}
 }
 
 func TestSubscriptionsAreThoseOfTheProtocol(t *testing.T) {

@@ -3,10 +3,12 @@
 package manager
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"sdvbox/platform/orchestrator"
 	"sdvbox/testing/agents"
 )
 
@@ -58,4 +60,55 @@ func TestTheBrokerMayRestartBelowATwin(t *testing.T) {
 	if n := len(c.heard("/UpdateManager")); n != 1 {
 		t.Errorf("described %d times", n)
 	}
+}
+
+// rebooting has the agent of one domain updated up to the reboot, which then happens.
+func rebooting(c *Config) {
+	c.Agents = map[string]orchestrator.Agent{"self-update": {RebootRequired: true, ReadTimeout: 2 * time.Second}}
+	c.Orchestrator.RebootEnabled = true
+	c.Boot = "1"
+}
+
+func (r *rig) rebooted(a *agents.Agent) {
+	r.t.Helper()
+	select {
+	case <-r.reboot:
+	case <-time.After(patience):
+		r.t.Fatal("no reboot")
+	}
+	r.stop()
+	r.broker.Restart()
+	a.Reboot(true)
+	r.cfg.Boot = "2"
+	r.launch()
+}
+
+func TestTheRebootIsPartOfTheUpdate(t *testing.T) {
+	t.Parallel()
+	r := start(t, rebooting)
+	a := r.agent(agents.Script{Domain: "self-update", Style: agents.Resuming, RebootRequired: true, Installed: map[string]string{"os-image": "1"}})
+	m := agents.Watch(t, r.broker.URL(), "vehicle")
+	m.Apply("a1", agents.Desire(agents.Target{Domain: "self-update", Component: "os-image", Version: "2"}))
+	r.rebooted(a)
+	if end := m.End("a1", patience); end.Status != "COMPLETED" || a.Installed()["os-image"] != "2" || strings.Contains(end.Message, "unverified") {
+		t.Errorf("ended as %+v with %v", end, a.Installed())
+	}
+}
+
+func TestAfterARebootNobodyWaitsForTheConnector(t *testing.T) {
+	t.Parallel()
+	r, c := things(t, rebooting)
+	a := r.agent(agents.Script{Domain: "self-update", Style: agents.Resuming, RebootRequired: true, Installed: map[string]string{"os-image": "1"}})
+	c.identify()
+	c.ask("1", "apply", `{"activityId":"a1","desiredState":{"domains":[{"id":"self-update","components":[{"id":"os-image","version":"2"}]}]}}`)
+	r.rebooted(a)
+	r.eventually("CLEANUP", func() bool { return slices.Contains(a.Orders("a1"), "CLEANUP") && a.Idle() })
+	if f := c.feedback("a1"); f[len(f)-1].Terminal() {
+		t.Errorf("ended as %+v without a connector", f)
+	}
+	c.identify()
+	if end := c.end("a1"); end.Status != "COMPLETED" {
+		t.Errorf("ended as %+v", end)
+	}
+	r.eventually("current state of a1", func() bool { return on(c.Messages(), "e", `/properties","value":{"activityId":"a1",`) > 0 })
 }
