@@ -215,7 +215,7 @@ func (o *Overview) write(out io.Writer, now time.Time) error {
 		fmt.Fprintf(w, "daemon:\truns (%s), not connected to the bus\n", plain(o.Version))
 	}
 	if o.ActivityID == "" && o.Phase == idle {
-		fmt.Fprint(w, "activity:\tnone\n")
+		fmt.Fprint(w, "activity:\tnone (idle)\n")
 		return w.Flush()
 	}
 	fmt.Fprintf(w, "activity:\t%s\n", cmp.Or(plain(o.ActivityID), `""`))

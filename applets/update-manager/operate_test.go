@@ -91,7 +91,7 @@ self-update  identified  DOWNLOAD  40%       red?[31m
 
 	socket = serveAt(t, control.Handlers{"GET /status": answer(&Overview{true, "1.2", orchestrator.Status{Phase: idle}})})
 	got = call("", "status", "--control-socket", socket)
-	want = result{0, "daemon:    runs (1.2), not connected to the bus\nactivity:  none\n", ""}
+	want = result{0, "daemon:    runs (1.2), not connected to the bus\nactivity:  none (idle)\n", ""}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -200,7 +200,7 @@ func TestShippedConfigurationUpdatesTheVehicle(t *testing.T) {
 	r := newRig(t, "--reboot-after=500ms", "--metrics-address", metricsAddress)
 	r.agents(100 * time.Millisecond)
 	r.start()
-	r.until(0, "connected to the bus\nactivity:  none\n")
+	r.until(0, "connected to the bus\nactivity:  none (idle)\n")
 	if got := r.ask("cancel"); got.Code != exitNothing || !strings.Contains(got.Stderr, "no activity is under way") {
 		t.Errorf("cancel of nothing: %+v", got)
 	}
