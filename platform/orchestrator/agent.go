@@ -344,6 +344,9 @@ func (m *Machine) back(d *Domain) {
 		return
 	}
 	m.Activity.Failed = true
+	if d.Order == updateproto.CommandCleanup {
+		return // it is giving up the old state
+	}
 	if !d.Back {
 		d.Back, m.dirty = true, true
 	}
@@ -353,7 +356,7 @@ func (m *Machine) back(d *Domain) {
 		m.order(d, updateproto.CommandRollback)
 	default:
 		// One of the original kind takes ROLLBACK only between two steps.
-		if m.Resumes[d.ID] || d.Silent || d.Order == orderVerify || d.Order == updateproto.CommandCleanup {
+		if m.Resumes[d.ID] || d.Silent || d.Order == orderVerify {
 			m.order(d, updateproto.CommandRollback)
 		}
 	}
