@@ -3,6 +3,7 @@
 package broker
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -34,6 +35,7 @@ type Message struct {
 type Login struct {
 	Addr, User, Password string
 	TLS                  *tls.Config
+	Session              string // name of a session that the broker keeps when the client leaves
 }
 
 // Client connects a client that hears the given topics.
@@ -60,7 +62,7 @@ func Connect(tb testing.TB, l Login, topics ...string) *Client {
 	})
 	c.mqtt = mqtt.NewClient(o)
 	c.wait("connect", c.mqtt.Connect())
-	tb.Cleanup(func() { c.mqtt.Disconnect(100) })
+	tb.Cleanup(c.Leave)
 	for _, topic := range topics {
 		c.wait("subscribe", c.mqtt.Subscribe(topic, 1, nil))
 	}
@@ -83,8 +85,12 @@ func (l Login) options() *mqtt.ClientOptions {
 		url = "ssl://" + l.Addr
 	}
 	return mqtt.NewClientOptions().AddBroker(url).SetTLSConfig(l.TLS).SetAutoReconnect(false).
-		SetClientID(fmt.Sprintf("test-%d", time.Now().UnixNano())).SetUsername(l.User).SetPassword(l.Password)
+		SetClientID(cmp.Or(l.Session, fmt.Sprintf("test-%d", time.Now().UnixNano()))).SetCleanSession(l.Session == "").
+		SetUsername(l.User).SetPassword(l.Password)
 }
+
+// Leave ends the connection.
+func (c *Client) Leave() { c.mqtt.Disconnect(100) }
 
 // Publish publishes a message with QoS 1.
 func (c *Client) Publish(topic, payload string) {

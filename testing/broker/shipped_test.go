@@ -26,7 +26,6 @@ type shipped struct {
 	config  string // directory with the configuration, and one more user: tester
 	network string // address of the network listener
 	secrets string
-	tls     *tls.Config
 }
 
 // tester may say and hear everything, so that each right of the others can be tried.
@@ -71,17 +70,14 @@ func startShipped(t *testing.T) shipped {
 		}
 		return text
 	}})
-	pem, err := os.ReadFile(filepath.Join(s.secrets, "server.crt"))
-	must(err)
-	s.tls = &tls.Config{RootCAs: x509.NewCertPool()}
-	s.tls.RootCAs.AppendCertsFromPEM(pem)
 	return s
 }
 
-// setup does what happens before each start of mosquitto.
-func (s shipped) setup(run string) {
+// setup does what happens before each start of mosquitto, or makes a client's certificate.
+func (s shipped) setup(run string, args ...string) {
 	s.tb.Helper()
-	cmd := exec.Command("../../broker/usr/lib/sdvbox/broker-setup", s.secrets, run, s.config)
+	cmd := exec.Command("../../broker/usr/lib/sdvbox/broker-setup", args...)
+	cmd.Env = append(os.Environ(), "SECRETS="+s.secrets, "RUN="+run, "CONFIG="+s.config)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.tb.Fatalf("broker-setup: %v\n%s", err, out)
 	}
@@ -98,17 +94,41 @@ func replace(t *testing.T, text string, pairs map[string]string) string {
 	return text
 }
 
-// login is that of a user at the network listener; without a name it is anybody on the device itself.
-func (s shipped) login(user string) broker.Login {
+// local is the login of a user on the device itself; without a name it is anybody.
+func (s shipped) local(user string) broker.Login {
 	s.tb.Helper()
-	if user == "" {
+	if user == anonymous {
 		return broker.Login{Addr: s.Addr}
 	}
 	password, err := os.ReadFile(filepath.Join(s.secrets, user))
 	if err != nil {
 		s.tb.Fatal(err)
 	}
-	return broker.Login{Addr: s.network, User: user, Password: strings.TrimSpace(string(password)), TLS: s.tls}
+	return broker.Login{Addr: s.Addr, User: user, Password: strings.TrimSpace(string(password))}
+}
+
+// remote is the login of a user on another machine.
+func (s shipped) remote(user string) broker.Login {
+	s.tb.Helper()
+	s.setup("", "client", user)
+	file := filepath.Join(s.secrets, user)
+	pair, err := tls.LoadX509KeyPair(file+".crt", file+".key")
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	return broker.Login{Addr: s.network, TLS: s.trusting(pair)}
+}
+
+// trusting returns what a client needs to know that it talks to this broker.
+func (s shipped) trusting(pairs ...tls.Certificate) *tls.Config {
+	s.tb.Helper()
+	pem, err := os.ReadFile(filepath.Join(s.secrets, "ca.crt"))
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	c := &tls.Config{RootCAs: x509.NewCertPool(), Certificates: pairs}
+	c.RootCAs.AppendCertsFromPEM(pem)
+	return c
 }
 
 const (
@@ -176,27 +196,41 @@ func (s shipped) roles() []string {
 	}
 	roles := []string{anonymous}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "server.") && e.Name() != tester {
+		if !strings.Contains(e.Name(), ".") && e.Name() != tester {
 			roles = append(roles, e.Name())
 		}
 	}
 	return roles
 }
 
+// logins are those of the roles, on the device and from elsewhere.
+func (s shipped) logins() map[string][]broker.Login {
+	logins := map[string][]broker.Login{}
+	for _, role := range s.roles() {
+		logins[role] = append(logins[role], s.local(role))
+		if role != anonymous {
+			logins[role] = append(logins[role], s.remote(role))
+		}
+	}
+	return logins
+}
+
 func TestEachRoleSaysWhatItNeedsAndNothingElse(t *testing.T) {
 	s := startShipped(t)
-	all := broker.Connect(t, s.login(tester), "#")
+	all := broker.Connect(t, s.local(tester), "#")
 	want := map[string][]string{}
-	for _, role := range s.roles() {
-		c := broker.Connect(t, s.login(role))
-		for _, r := range rights {
-			c.Publish(r.topic, role)
-			if slices.Contains(r.writes, role) {
-				want[role] = append(want[role], r.topic)
+	for role, logins := range s.logins() {
+		for _, login := range logins {
+			c := broker.Connect(t, login)
+			for _, r := range rights {
+				c.Publish(r.topic, role)
+				if slices.Contains(r.writes, role) {
+					want[role] = append(want[role], r.topic)
+				}
 			}
 		}
 	}
-	broker.Connect(t, s.login(tester)).Publish("end", "")
+	broker.Connect(t, s.local(tester)).Publish("end", "")
 	got := map[string][]string{}
 	for m := all.Next(5 * time.Second); m.Topic != "end"; m = all.Next(5 * time.Second) {
 		got[m.Payload] = append(got[m.Payload], m.Topic)
@@ -208,45 +242,66 @@ func TestEachRoleSaysWhatItNeedsAndNothingElse(t *testing.T) {
 
 func TestEachRoleHearsWhatItNeedsAndNothingElse(t *testing.T) {
 	s := startShipped(t)
-	c := broker.Connect(t, s.login(tester))
-	for _, role := range s.roles() {
-		hears := broker.Connect(t, s.login(role), "#")
-		var want []string
-		for _, r := range rights {
-			c.Publish(r.topic, "")
-			if slices.Contains(append([]string{technician, anonymous}, r.reads...), role) {
-				want = append(want, r.topic)
+	c := broker.Connect(t, s.local(tester))
+	for role, logins := range s.logins() {
+		for _, login := range logins {
+			hears := broker.Connect(t, login, "#")
+			var want []string
+			for _, r := range rights {
+				c.Publish(r.topic, "")
+				if slices.Contains(append([]string{technician, anonymous}, r.reads...), role) {
+					want = append(want, r.topic)
+				}
 			}
-		}
-		// The broker forwards in order, so what comes after the last one would have come before its repetition.
-		c.Publish(want[len(want)-1], "end")
-		var got []string
-		for m := hears.Next(5 * time.Second); m.Payload != "end"; m = hears.Next(5 * time.Second) {
-			got = append(got, m.Topic)
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("%q hears (-want +got):\n%s", role, diff)
+			// The broker forwards in order, so what comes after the last one would have come before its repetition.
+			c.Publish(want[len(want)-1], "end")
+			var got []string
+			for m := hears.Next(5 * time.Second); m.Payload != "end"; m = hears.Next(5 * time.Second) {
+				got = append(got, m.Topic)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%q at %s hears (-want +got):\n%s", role, login.Addr, diff)
+			}
 		}
 	}
 }
 
-func TestTheNetworkListenerTakesNobodyWithoutAPassword(t *testing.T) {
-	s := startShipped(t)
-	good := s.login(technician)
+func TestNobodyGetsInWithoutCertificateOrWithAWrongPassword(t *testing.T) {
+	s, other := startShipped(t), startShipped(t)
+	good := s.remote(technician)
 	if err := good.Try(); err != nil {
-		t.Fatalf("with the password: %v", err)
+		t.Fatalf("with a certificate: %v", err)
 	}
+	password := s.local(technician)
 	for what, l := range map[string]broker.Login{
-		"without a name":                              {Addr: s.network, TLS: s.tls},
-		"without a password":                          {Addr: s.network, TLS: s.tls, User: technician},
-		"with a wrong password":                       {Addr: s.network, TLS: s.tls, User: technician, Password: "wrong"},
-		"as somebody unknown":                         {Addr: s.network, TLS: s.tls, User: "stranger", Password: good.Password},
-		"without encryption":                          {Addr: s.network, User: technician, Password: good.Password},
-		"to somebody else":                            {Addr: s.network, TLS: &tls.Config{RootCAs: x509.NewCertPool()}, User: technician, Password: good.Password},
-		"on the device itself, with a wrong password": {Addr: s.Addr, User: "update-manager", Password: "wrong"},
+		"without a certificate":                     {Addr: s.network, TLS: s.trusting()},
+		"with a password instead":                   {Addr: s.network, TLS: s.trusting(), User: technician, Password: password.Password},
+		"with the certificate of another vehicle":   {Addr: s.network, TLS: s.trusting(other.remote(technician).TLS.Certificates...)},
+		"without encryption":                        {Addr: s.network, User: technician, Password: password.Password},
+		"by those who expect another vehicle":       {Addr: s.network, TLS: other.trusting(good.TLS.Certificates...)},
+		"on the device, with a wrong password":      {Addr: s.Addr, User: technician, Password: "wrong"},
+		"on the device, without a password":         {Addr: s.Addr, User: technician},
+		"on the device, as somebody unknown":        {Addr: s.Addr, User: "stranger", Password: password.Password},
+		"on the device, with a password of another": {Addr: s.Addr, User: "hmi", Password: password.Password},
 	} {
 		if l.Try() == nil {
-			t.Errorf("it can be entered %s", what)
+			t.Errorf("the broker can be entered %s", what)
+		}
+	}
+}
+
+func TestMessagesWaitForAClientThatIsAway(t *testing.T) {
+	s := startShipped(t)
+	login := s.local("self-update-agent")
+	login.Session = "self-update-agent"
+	broker.Connect(t, login, "selfupdate/desiredstate").Leave()
+	broker.Connect(t, s.local(anonymous)).Publish("selfupdate/desiredstate", "before")
+	s.Restart()
+	broker.Connect(t, s.local(anonymous)).Publish("selfupdate/desiredstate", "after")
+	c := broker.Connect(t, login)
+	for _, want := range []string{"before", "after"} {
+		if m := c.Next(5 * time.Second); m.Payload != want {
+			t.Errorf("%q comes, expected %q", m.Payload, want)
 		}
 	}
 }
@@ -254,12 +309,10 @@ func TestTheNetworkListenerTakesNobodyWithoutAPassword(t *testing.T) {
 // What agents retain has to survive the broker, whose access list decides again when it delivers.
 func TestRetainedStateSurvivesARestartOfTheBroker(t *testing.T) {
 	s := startShipped(t)
-	local := s.login("self-update-agent")
-	local.Addr, local.TLS = s.Addr, nil
-	broker.Connect(t, local).Retain("selfupdate/currentstate", "local")
-	broker.Connect(t, s.login("container-agent")).Retain("containersupdate/currentstate", "remote")
+	broker.Connect(t, s.local("self-update-agent")).Retain("selfupdate/currentstate", "local")
+	broker.Connect(t, s.remote("container-agent")).Retain("containersupdate/currentstate", "remote")
 	s.Restart()
-	c := broker.Connect(t, s.login("update-manager"), "selfupdate/currentstate", "containersupdate/currentstate")
+	c := broker.Connect(t, s.local("update-manager"), "selfupdate/currentstate", "containersupdate/currentstate")
 	got := []string{c.Next(5 * time.Second).Payload, c.Next(5 * time.Second).Payload}
 	if slices.Sort(got); !slices.Equal(got, []string{"local", "remote"}) {
 		t.Errorf("retained: %q", got)
@@ -294,7 +347,7 @@ func TestSetupMakesSecretsOnceAndForRootOnly(t *testing.T) {
 	}
 	for name, text := range s.files(run) {
 		for role, secret := range after {
-			if !strings.HasPrefix(role, "server.") && bytes.Contains(text, bytes.TrimSpace(secret)) {
+			if !strings.Contains(role, ".") && bytes.Contains(text, bytes.TrimSpace(secret)) {
 				t.Errorf("%s has the password of %s", name, role)
 			}
 		}

@@ -302,10 +302,10 @@ func (d *demo) howTo(ctx context.Context) error {
 	}
 	fmt.Fprintf(d.out, `
 The vehicle goes on running (QEMU is process %d; end it with: %skill %d).
-  MQTT     %smosquitto_sub -h %s -p %s --cafile %s -u %s -P %s -v -t 'vehicleupdate/#'
+  MQTT     %smosquitto_sub -h %s -p %s --cafile %s --cert %s --key %s -v -t 'vehicleupdate/#'
   Shell    %sssh -i %s -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -p %s root@%s
   Serial   socat -,raw,echo=0 tcp:%s:%s
   Disk     %s
-`, pid, sudo, pid, sudo, mqttHost, mqttPort, login.CAFile, login.User, login.Password, sudo, d.key, sshPort, sshHost, serialHost, serialPort, d.vm.Disk)
+`, pid, sudo, pid, sudo, mqttHost, mqttPort, login.CAFile, login.CertFile, login.KeyFile, sudo, d.key, sshPort, sshHost, serialHost, serialPort, d.vm.Disk)
 	return nil
 }

@@ -26,9 +26,9 @@ const (
 	shortTime  = time.Minute
 )
 
-// car is a vehicle that lives through a story; t is the step of the story that is being told.
+// car is a vehicle that lives through a story; t is the step of the story, life, that is being told.
 type car struct {
-	t       *testing.T
+	t, life *testing.T
 	dir     string
 	disk    string
 	env     vehicle.Partition // with the boot environment
@@ -75,8 +75,7 @@ type status struct {
 // newCar makes a vehicle with a disk of its own.
 func newCar(t *testing.T, p parts) *car {
 	t.Helper()
-	c := &car{t: t, dir: t.TempDir(), born: time.Now(), relay: newRelay(t)}
-	c.agent = agents.Start(t, c.relay.url, agents.Script{Domain: "containers", Style: agents.Resuming, Delay: 200 * time.Millisecond})
+	c := &car{t: t, life: t, dir: t.TempDir(), born: time.Now(), relay: newRelay(t)}
 	c.disk = filepath.Join(c.dir, "disk.img")
 	c.must(vehicle.CopyDisk(c.disk, p.factory))
 	var err error
@@ -277,6 +276,9 @@ func (c *car) connect(ctx context.Context) {
 	}
 	c.must(err)
 	c.must(c.relay.open(ctx, c.vm))
+	if c.agent == nil {
+		c.agent = agents.Start(c.life, c.relay.url, agents.Script{Domain: "containers", Style: agents.Resuming, Delay: 200 * time.Millisecond})
+	}
 }
 
 // update drives an activity through commands and returns the last answer.

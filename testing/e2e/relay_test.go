@@ -20,7 +20,7 @@ import (
 	"sdvbox/testing/vehicle"
 )
 
-// relay lets clients of this machine into the vehicle's broker who know nothing of certificates and passwords, at an address
+// relay lets clients of this machine into the vehicle's broker who know nothing of certificates, at an address
 // that outlives the vehicle's reboots. The agent of the containers gets in as that, all others as technicians.
 type relay struct {
 	url    string
@@ -88,13 +88,16 @@ func (r *relay) serve(client net.Conn) error {
 	}
 	config := &tls.Config{RootCAs: x509.NewCertPool()}
 	config.RootCAs.AppendCertsFromPEM(pem)
+	pair, err := tls.LoadX509KeyPair(login.CertFile, login.KeyFile)
+	if err != nil {
+		return err
+	}
+	config.Certificates = []tls.Certificate{pair}
 	broker, err := tls.Dial("tcp", strings.TrimPrefix(login.Broker, "mqtts://"), config)
 	if err != nil {
 		return err
 	}
 	defer broker.Close()
-	connect.UsernameFlag, connect.Username = true, login.User
-	connect.PasswordFlag, connect.Password = true, []byte(login.Password)
 	if err := connect.Write(broker); err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ func (c *car) ended(id, status, action string, orders []string, parts ...string)
 		c.t.Error("the agent of the containers waits for more")
 	}
 	c.expect("history", c.run("update-manager history"), id, status)
-	c.expect("status", c.run("update-manager status"), "idle")
+	c.expect("status", c.run("update-manager status"), "activity:  none")
 }
 
 // asOne updates the vehicle by one message, with a manager that is killed on the way and a reboot that has to wait until the

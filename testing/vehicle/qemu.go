@@ -168,26 +168,30 @@ func (v *VM) args() ([]string, error) {
 func (v *VM) PID() int { return v.cmd.Process.Pid }
 
 // Addresses on the host: MQTT is that of the guest's broker for everybody, which only a lean vehicle has, MQTTS that for those
-// with a password (see [VM.Bus]), SSH that of its secure shell, and Serial that of the serial port for people once [VM.Detach]
+// with a certificate (see [VM.Bus]), SSH that of its secure shell, and Serial that of the serial port for people once [VM.Detach]
 // has freed it.
 func (v *VM) MQTT() string   { return loopback(v.ports[3]) }
 func (v *VM) MQTTS() string  { return loopback(v.ports[4]) }
 func (v *VM) SSH() string    { return loopback(v.ports[2]) }
 func (v *VM) Serial() string { return loopback(v.ports[0]) }
 
-// Bus returns what a user of the vehicle's broker needs to get in.
+// Bus returns what a user of the vehicle's broker needs to get in. The files are next to the disk.
 func (v *VM) Bus(ctx context.Context, user string) (mqttbus.Config, error) {
-	c := mqttbus.Config{Broker: "mqtts://" + v.MQTTS(), User: user, CAFile: v.Disk + ".crt"}
-	password, err := v.Run(ctx, "cat /data/sdvbox/mqtt/"+user)
-	if err != nil {
-		return c, err
+	ca, own := v.Disk+".ca.crt", v.Disk+"."+user+".pem"
+	c := mqttbus.Config{Broker: "mqtts://" + v.MQTTS(), CAFile: ca, CertFile: own, KeyFile: own}
+	for file, command := range map[string]string{
+		ca:  "cat /data/sdvbox/mqtt/ca.crt",
+		own: fmt.Sprintf("/usr/lib/sdvbox/broker-setup client %[1]s && cat /data/sdvbox/mqtt/%[1]s.crt /data/sdvbox/mqtt/%[1]s.key", user),
+	} {
+		pem, err := v.Run(ctx, command)
+		if err != nil {
+			return c, err
+		}
+		if err := os.WriteFile(file, []byte(pem), 0o600); err != nil {
+			return c, err
+		}
 	}
-	c.Password = strings.TrimSpace(password)
-	certificate, err := v.Run(ctx, "cat /data/sdvbox/mqtt/server.crt")
-	if err != nil {
-		return c, err
-	}
-	return c, os.WriteFile(c.CAFile, []byte(certificate), 0o644)
+	return c, nil
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
