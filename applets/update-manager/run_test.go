@@ -277,7 +277,8 @@ func TestShippedConfigurationUpdatesTheVehicle(t *testing.T) {
 }
 
 func TestKilledDaemonGoesOnAndCanBeCancelled(t *testing.T) {
-	r := newRig(t, "--reboot-enabled=false", "-self-update-read-timeout", "500ms") // it takes ROLLBACK without a word
+	// The kill may come before an order has gone out, and self-update takes ROLLBACK without a word.
+	r := newRig(t, "--reboot-enabled=false", "-self-update-read-timeout", "500ms", "--containers-read-timeout=500ms")
 	containers, system := r.agents(700 * time.Millisecond)
 	r.start()
 	r.hears("STATUS=no activity")
