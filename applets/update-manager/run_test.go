@@ -278,7 +278,7 @@ func TestShippedConfigurationUpdatesTheVehicle(t *testing.T) {
 
 func TestKilledDaemonGoesOnAndCanBeCancelled(t *testing.T) {
 	// The kill may come before an order has gone out, and self-update takes ROLLBACK without a word.
-	r := newRig(t, "--reboot-enabled=false", "-self-update-read-timeout", "500ms", "--containers-read-timeout=500ms")
+	r := newRig(t, "--reboot-enabled=false", "-self-update-read-timeout", "2s", "--containers-read-timeout=2s")
 	containers, system := r.agents(700 * time.Millisecond)
 	r.start()
 	r.hears("STATUS=no activity")
