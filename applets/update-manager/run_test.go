@@ -196,6 +196,7 @@ func metric(t *testing.T, text, sample string) string {
 }
 
 func TestShippedConfigurationUpdatesTheVehicle(t *testing.T) {
+	t.Parallel()
 	metricsAddress := broker.FreeAddr(t, "127.0.0.1")
 	r := newRig(t, "--reboot-after=500ms", "--metrics-address", metricsAddress)
 	r.agents(100 * time.Millisecond)
@@ -277,6 +278,7 @@ func TestShippedConfigurationUpdatesTheVehicle(t *testing.T) {
 }
 
 func TestKilledDaemonGoesOnAndCanBeCancelled(t *testing.T) {
+	t.Parallel()
 	// The kill may come before an order has gone out, and self-update takes ROLLBACK without a word.
 	r := newRig(t, "--reboot-enabled=false", "-self-update-read-timeout", "2s", "--containers-read-timeout=2s")
 	containers, system := r.agents(700 * time.Millisecond)
@@ -316,6 +318,7 @@ func TestKilledDaemonGoesOnAndCanBeCancelled(t *testing.T) {
 
 // Updates do not depend on who looks at them, nor on where the log goes.
 func TestDaemonRunsWithoutSocketsAndWithALogFile(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, "--control-socket", "/proc/nowhere/control", "--metrics-address", "unix:/proc/nowhere/metrics")
 	r.args = append(r.args, "--phase-timeout=200ms", "--log-file", r.file("log/update-manager.log"))
 	r.start()
