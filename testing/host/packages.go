@@ -37,6 +37,10 @@ var groups = map[string][]pkg{
 		{"openssh-client", "to look into a vehicle that make demo has left running"},
 		{"socat", "its serial console"},
 	},
+	"interop": {
+		{"containerd", "containers of the original container management"},
+		{"runc", "runs them"},
+	},
 	"lint": {
 		{"shellcheck", "boot scripts"},
 	},
