@@ -25,6 +25,9 @@ import (
 // agent of the domain containers in the field.
 const containersPeer = "PEER_KANTO_CM"
 
+// patience is time for a program to get ready for SIGTERM. The original agent does not get rid of one that is not.
+const patience = time.Second
+
 func TestOurManagerDrivesTheOriginalContainerAgent(t *testing.T) {
 	peer := os.Getenv(containersPeer)
 	if peer == "" {
@@ -87,7 +90,7 @@ func TestOurManagerDrivesTheOriginalContainerAgent(t *testing.T) {
 		if n := strings.Count(runtime.ctr("tasks", "ls"), "RUNNING"); n != 1 {
 			t.Errorf("%d containers run after %s, want 1", n, id)
 		}
-		time.Sleep(time.Second) // the original agent does not get rid of a program that is not ready for its SIGTERM yet
+		time.Sleep(patience)
 		agents.Eventually(t, limit, "current state after "+id, func() bool { return current(north.Of(id)) != "" })
 		return current(north.Of(id))
 	}
@@ -98,11 +101,11 @@ func TestOurManagerDrivesTheOriginalContainerAgent(t *testing.T) {
 		t.Errorf("running after the second update: %q", state)
 	}
 	// The other domain fails after the new container has been started: the old one has to come back.
-	self.Change(func(s *agents.Script) { s.Fail = map[string]string{"ACTIVATE": "the slot cannot be marked"} })
+	self.Change(func(s *agents.Script) { s.Fail, s.Delay = map[string]string{"ACTIVATE": "the slot cannot be marked"}, patience })
 	if state := update("third", "3", "localhost/pause:1", "INCOMPLETE"); state != "localhost/pause:2" {
 		t.Errorf("running after the third update, which was rolled back: %q", state)
 	}
-	self.Change(func(s *agents.Script) { s.Fail = nil })
+	self.Change(func(s *agents.Script) { s.Fail, s.Delay = nil, 0 })
 	if state := update("fourth", "4", "localhost/pause:1", "COMPLETED"); state != "localhost/pause:1" {
 		t.Errorf("running after the fourth update: %q", state)
 	}
