@@ -355,7 +355,8 @@ func (d *Driver) publish(ctx context.Context, s Say) {
 			d.failed(ctx, "cannot publish feedback", err, "activity", s.ID, "status", s.Feedback.Status)
 			retry()
 		case s.Kind == Final:
-			d.post(ctx, Delivered{Outgoing{s.ID, s.At.UnixMilli(), s.Feedback}})
+			// The next feedback does not wait until this one is forgotten.
+			d.workers.Go(func() { d.post(ctx, Delivered{Outgoing{s.ID, s.At.UnixMilli(), s.Feedback}}) })
 		}
 	})
 	if !queued {
