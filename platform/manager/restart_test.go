@@ -25,7 +25,7 @@ func TestTheBrokerMayRestart(t *testing.T) {
 	r.update(m, "a2", "3")
 
 	for _, a := range []*agents.Agent{c, s} {
-		a.Change(func(s *agents.Script) { s.Delay = time.Second })
+		a.Change(func(s *agents.Script) { s.Delay = 400 * time.Millisecond })
 	}
 	m.Apply("a3", desire("4"))
 	r.eventually("UPDATE", func() bool { return strings.HasSuffix(strings.Join(c.Orders("a3"), " "), "UPDATE") })
@@ -49,7 +49,7 @@ func TestTheBrokerMayRestartBelowATwin(t *testing.T) {
 		t.Errorf("a1 ended as %+v", end)
 	}
 	for _, a := range []*agents.Agent{a, s} {
-		a.Change(func(s *agents.Script) { s.Delay = time.Second })
+		a.Change(func(s *agents.Script) { s.Delay = 400 * time.Millisecond })
 	}
 	c.ask("2", "apply", apply("a2", "3"))
 	r.eventually("UPDATE", func() bool { return strings.HasSuffix(strings.Join(a.Orders("a2"), " "), "UPDATE") })

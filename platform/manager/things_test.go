@@ -116,6 +116,7 @@ func apply(id, version string) string {
 }
 
 func TestTheTwinIsAskedForAnUpdate(t *testing.T) {
+	t.Parallel()
 	r, c := things(t, func(c *Config) { c.Orchestrator.Consent = []string{"ACTIVATE"} })
 	r.both()
 	c.identify()
@@ -175,6 +176,7 @@ func TestTheTwinIsAskedForAnUpdate(t *testing.T) {
 }
 
 func TestTheTwinIsAskedForTheCurrentState(t *testing.T) {
+	t.Parallel()
 	r, c := things(t, nil)
 	r.both()
 	c.identify()
@@ -189,6 +191,7 @@ func TestTheTwinIsAskedForTheCurrentState(t *testing.T) {
 }
 
 func TestCommandsWaitUntilTheThingIsKnown(t *testing.T) {
+	t.Parallel()
 	r, c := things(t, nil)
 	r.both()
 	r.eventually("current states of the agents", func() bool { return r.m.Counters().Messages == 2 })
@@ -197,16 +200,46 @@ func TestCommandsWaitUntilTheThingIsKnown(t *testing.T) {
 	if len(c.heard("")) != 0 {
 		t.Errorf("the twin of an unknown thing said %v", c.heard(""))
 	}
-	r.stop() // the command is not lost either
+	r.stop() // the command is not lost, and
 	r.launch()
 	c.requested(2)
+	r.broker.Restart() // not done twice
+	c.requested(3)
 	c.identify()
 	if end := c.end("a1"); end.Status != "COMPLETED" {
 		t.Errorf("ended as %+v", end)
 	}
+	if n := on(c.Messages(), "command///res/1/204", ""); n != 1 {
+		t.Errorf("answered %d times", n)
+	}
+}
+
+func TestTheCurrentStateWaitsUntilTheThingIsKnown(t *testing.T) {
+	t.Parallel()
+	r := prepare(t, func(c *Config) { c.Things = true })
+	r.both()
+	c := &cloud{agents.Record(t, r.broker.URL(), "e"), r}
+	r.launch()
+	r.eventually("current states of the agents, retained and asked for", func() bool { return r.m.Counters().Messages == 4 })
+	c.identify()
+	r.eventually("current state", func() bool { return on(c.Messages(), "e", "self-update:os-image") == 1 })
+}
+
+func TestAQuestionIsAskedAgainOnceTheThingIsKnown(t *testing.T) {
+	t.Parallel()
+	r, c, first := consent(t)
+	r.stop()
+	r.launch()
+	c.requested(2)
+	r.eventually("question to nobody", func() bool { return strings.Contains(r.log.String(), "cannot ask the owner") })
+	c.identify()
+	if again := c.question(1); again != first {
+		t.Errorf("asked under %s and %s", first, again)
+	}
 }
 
 func TestAnotherIdentityMovesTheFeature(t *testing.T) {
+	t.Parallel()
 	r, c := things(t, nil)
 	r.both()
 	for _, bad := range []string{"", "null", `{"deviceId":7}`, `{"deviceId":"x"}`} {
@@ -247,6 +280,7 @@ func (c *cloud) question(n int) string {
 const approved = `{"activityId":"a1","ownerConsentFeedback":{"status":"APPROVED"}}`
 
 func TestAnAnswerCountsForItsQuestionOnly(t *testing.T) {
+	t.Parallel()
 	_, c, first := consent(t)
 	for i, bad := range []struct{ value, correlation string }{
 		{approved, "other"},
@@ -274,9 +308,13 @@ func TestAnAnswerCountsForItsQuestionOnly(t *testing.T) {
 	if end := c.end("a1"); end.Status != "INCOMPLETE" {
 		t.Errorf("ended as %+v", end)
 	}
+	c.r.eventually("rest", func() bool { return c.r.m.Status().ActivityID == "" })
+	c.ask("5", "consent", approved, `"correlation-id":"`+second+`"`)
+	c.r.eventually("refusal of an answer that comes too late", func() bool { return on(c.Messages(), "command///res/5/400", "") == 1 })
 }
 
 func TestAnAnswerToTheTwinWhileTheManagerIsAwayCounts(t *testing.T) {
+	t.Parallel()
 	r, c, first := consent(t)
 	r.stop()
 	c.ask("2", "consent", approved, `"correlation-id":"`+first+`"`)
@@ -287,6 +325,7 @@ func TestAnAnswerToTheTwinWhileTheManagerIsAwayCounts(t *testing.T) {
 }
 
 func TestOperationsOfOthersAreLeftAlone(t *testing.T) {
+	t.Parallel()
 	r, c := things(t, nil)
 	c.identify()
 	c.PublishRaw("command///req/1/apply", []byte(`{"topic":"a/b/things/live/messages/apply","headers":{"response-required":true},"path":"/features/UpdateManager/inbox/messages/apply","value":{}}`))
