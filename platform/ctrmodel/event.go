@@ -2,7 +2,10 @@
 
 package ctrmodel
 
-import "time"
+import (
+	"io"
+	"time"
+)
 
 // Action is what happened to a container.
 type Action string
@@ -49,4 +52,22 @@ type ExecOptions struct {
 	User       string   // as in images, empty: that of the container's process
 	TTY        bool
 	Privileged bool // with all capabilities
+}
+
+// Streams are the other ends of a process's standard streams. Nil ones are not connected.
+type Streams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Resize         <-chan WindowSize // of the terminal
+}
+
+// WindowSize is the size of a terminal in characters.
+type WindowSize struct {
+	Width, Height uint32
+}
+
+// LogOptions is which part of a log to read.
+type LogOptions struct {
+	Tail   int  // the last lines, negative: all
+	Follow bool // then wait for what comes until the container is removed
 }
