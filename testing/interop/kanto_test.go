@@ -11,10 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"sdvbox/testing/agents"
 	"sdvbox/testing/broker"
@@ -24,9 +24,6 @@ import (
 // containersPeer is the environment variable with the path of the original container management, whose update agent is the
 // agent of the domain containers in the field.
 const containersPeer = "PEER_KANTO_CM"
-
-// patience is time for a program to get ready for SIGTERM. The original agent does not get rid of one that is not.
-const patience = time.Second
 
 func TestOurManagerDrivesTheOriginalContainerAgent(t *testing.T) {
 	peer := os.Getenv(containersPeer)
@@ -90,7 +87,6 @@ func TestOurManagerDrivesTheOriginalContainerAgent(t *testing.T) {
 		if n := strings.Count(runtime.ctr("tasks", "ls"), "RUNNING"); n != 1 {
 			t.Errorf("%d containers run after %s, want 1", n, id)
 		}
-		time.Sleep(patience)
 		agents.Eventually(t, limit, "current state after "+id, func() bool { return current(north.Of(id)) != "" })
 		return current(north.Of(id))
 	}
@@ -101,11 +97,11 @@ func TestOurManagerDrivesTheOriginalContainerAgent(t *testing.T) {
 		t.Errorf("running after the second update: %q", state)
 	}
 	// The other domain fails after the new container has been started: the old one has to come back.
-	self.Change(func(s *agents.Script) { s.Fail, s.Delay = map[string]string{"ACTIVATE": "the slot cannot be marked"}, patience })
+	self.Change(func(s *agents.Script) { s.Fail = map[string]string{"ACTIVATE": "the slot cannot be marked"} })
 	if state := update("third", "3", "localhost/pause:1", "INCOMPLETE"); state != "localhost/pause:2" {
 		t.Errorf("running after the third update, which was rolled back: %q", state)
 	}
-	self.Change(func(s *agents.Script) { s.Fail, s.Delay = nil, 0 })
+	self.Change(func(s *agents.Script) { s.Fail = nil })
 	if state := update("fourth", "4", "localhost/pause:1", "COMPLETED"); state != "localhost/pause:1" {
 		t.Errorf("running after the fourth update: %q", state)
 	}
@@ -212,7 +208,7 @@ func unmount(t *testing.T, dir string) {
 func image(t *testing.T, program []byte, names ...string) []byte {
 	layer := archive(t, map[string][]byte{"pause": program})
 	config, err := json.Marshal(map[string]any{
-		"architecture": "amd64", "os": "linux",
+		"architecture": goruntime.GOARCH, "os": "linux",
 		"config": map[string]any{"Entrypoint": []string{"/pause"}},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
 	})

@@ -8,6 +8,7 @@ package interop
 import (
 	"embed"
 	"path"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,13 +26,15 @@ var golden embed.FS
 var sequences = []struct {
 	name             string
 	containers, self agents.Script
-	both             bool // the original manager does the same
+	text             string // is in the last feedback of our manager
+	both             bool   // the original manager does the same
 }{
-	{"happy", agents.Script{}, agents.Script{Style: agents.Leda}, true},
-	{"nothing", agents.Script{Installed: versions("app", "2")}, agents.Script{Installed: versions("os-image", "2")}, true},
-	{"download-fails-first", agents.Script{Delay: slow}, agents.Script{Style: agents.Leda, Fail: versions("DOWNLOAD", "no route")}, true},
-	{"download-fails-last", agents.Script{}, agents.Script{Style: agents.Leda, Delay: slow, Fail: versions("DOWNLOAD", "no route")}, false},
-	{"identification-fails", agents.Script{Fail: versions(agents.Identify, "no such image")}, agents.Script{Style: agents.Leda}, false},
+	{"happy", agents.Script{}, agents.Script{Style: agents.Leda}, "", true},
+	{"nothing", agents.Script{Installed: versions("app", "2")}, agents.Script{Installed: versions("os-image", "2")}, "", true},
+	{"installed-already", agents.Script{}, agents.Script{Style: agents.Leda, Installed: versions("os-image", "2")}, "", false},
+	{"download-fails-first", agents.Script{Delay: slow}, agents.Script{Style: agents.Leda, Fail: versions("DOWNLOAD", "no route")}, "self-update: no route", true},
+	{"download-fails-last", agents.Script{}, agents.Script{Style: agents.Leda, Delay: slow, Fail: versions("DOWNLOAD", "no route")}, "self-update: no route", false},
+	{"identification-fails", agents.Script{Fail: versions(agents.Identify, "no such image")}, agents.Script{Style: agents.Leda}, "containers: no such image", false},
 }
 
 const (
@@ -46,7 +49,11 @@ func versions(component, version string) map[string]string {
 func TestOurManagerSpeaksTheSequencesOfTheProtocol(t *testing.T) {
 	ours := managers.Build(t, "update-manager")
 	for _, s := range sequences {
-		t.Run(s.name, func(t *testing.T) { compare(t, ours, s.name, s.containers, s.self) })
+		t.Run(s.name, func(t *testing.T) {
+			if f := compare(t, ours, s.name, s.containers, s.self); !strings.Contains(f.Message, s.text) || s.text == "" && f.Message != "" {
+				t.Errorf("the last message is %q, want %q", f.Message, s.text)
+			}
+		})
 	}
 }
 
@@ -60,7 +67,8 @@ func TestTheOriginalManagerSpeaksTheSameSequences(t *testing.T) {
 	}
 }
 
-func compare(t *testing.T, manager, name string, containers, self agents.Script) {
+// compare does one update and returns its last feedback.
+func compare(t *testing.T, manager, name string, containers, self agents.Script) agents.Feedback {
 	t.Parallel()
 	b := broker.Start(t, broker.Options{})
 	containers.Domain, self.Domain = "containers", "self-update"
@@ -69,7 +77,7 @@ func compare(t *testing.T, manager, name string, containers, self agents.Script)
 	all := agents.Record(t, b.URL(), "#")
 	north := agents.Watch(t, b.URL(), "vehicle")
 	north.Apply("a1", agents.Desire(agents.Target{Domain: "containers", Component: "app", Version: "2"}, agents.Target{Domain: "self-update", Component: "os-image", Version: "2"}))
-	north.End("a1", limit)
+	end := north.End("a1", limit)
 	for n := -1; n != len(all.Of("a1")); time.Sleep(quiet) {
 		n = len(all.Of("a1"))
 	}
@@ -86,4 +94,5 @@ func compare(t *testing.T, manager, name string, containers, self agents.Script)
 	if !c.Idle() || !s.Idle() {
 		t.Errorf("left behind: containers idle %v, self-update idle %v", c.Idle(), s.Idle())
 	}
+	return end
 }
