@@ -9,6 +9,9 @@ import (
 	"sdvbox/platform/updateproto"
 )
 
+// verifying is what an actor is busy with after a boot.
+const verifying = "VERIFYING"
+
 // actor is an agent of one domain, with all the manners of its kind, whose work
 // is a matter of time only. It is called with vehicle.mu held.
 type actor struct {
@@ -20,6 +23,7 @@ type actor struct {
 	mute    bool          // answers neither ROLLBACK nor what does not fit, as the self-update agent of Leda
 
 	runs     string      // "old" or "new"
+	next     bool        // the next boot tries the new one
 	id       string      // of the activity; empty when idle
 	phase    string      // the last order that succeeded; "failed", "rolled back"
 	busy     string      // the order it works on
@@ -111,7 +115,7 @@ func (a *actor) resuming(id, order string) {
 	case order == "CLEANUP":
 		switch a.busy {
 		case "CLEANUP":
-		case "ROLLBACK", "ACTIVATE":
+		case "ROLLBACK", "ACTIVATE", verifying:
 			if !slices.Contains(a.waiting, order) {
 				a.waiting = append(a.waiting, order)
 			}
@@ -146,7 +150,7 @@ func (a *actor) original(id, order string) {
 	case order == "CLEANUP":
 		fits = !a.mute || a.phase == "ACTIVATE" || a.phase == "failed"
 	case order == "ROLLBACK" && a.mute:
-		a.runs = "old"
+		a.runs, a.next = "old", false
 		a.idle()
 		return
 	case order == "ROLLBACK":
@@ -230,7 +234,7 @@ func (a *actor) end(order string) {
 	switch {
 	case order == "CLEANUP":
 		if !activated {
-			a.runs = "old"
+			a.runs, a.next = "old", false
 		}
 		if fails {
 			a.say("CLEANUP_FAILURE")
@@ -262,7 +266,7 @@ func (a *actor) end(order string) {
 			a.idle()
 		}
 	case order == "ROLLBACK":
-		a.phase, a.runs = "rolled back", "old"
+		a.phase, a.runs, a.next = "rolled back", "old", false
 		a.say("ROLLBACK_SUCCESS")
 		if a.v.style == resuming {
 			a.say("INCOMPLETE")
@@ -270,8 +274,11 @@ func (a *actor) end(order string) {
 		}
 	default:
 		a.phase = order
-		if order == "ACTIVATE" && !a.reboots {
-			a.runs = "new"
+		if order == "ACTIVATE" {
+			a.next = a.reboots
+			if !a.reboots {
+				a.runs = "new"
+			}
 		}
 		a.say(success(order))
 	}
@@ -296,34 +303,39 @@ func (a *actor) idle() {
 func (a *actor) reboot() {
 	a.down = true
 	a.run++
+	off := a.run
 	a.v.notef("%s: goes down", a.domain)
-	if a.busy != "" {
-		a.v.failf("the vehicle reboots while %s works on %s", a.domain, a.busy)
-	}
 	time.AfterFunc(20*time.Second, func() {
 		a.v.mu.Lock()
 		defer a.v.mu.Unlock()
+		if a.run != off {
+			return // down again
+		}
 		a.down = false
 		for range a.inbox {
 			time.AfterFunc(10*time.Millisecond, a.read)
 		}
 		activated := a.phase == "ACTIVATE"
-		if a.reboots && a.plan.fail != "BOOT" && (activated || slices.Contains(a.ended, storyID)) && !a.plan.nothing {
+		if a.next && a.plan.fail != "BOOT" {
 			a.runs = "new"
 		}
+		a.next = false
 		a.v.notef("%s: runs %s after the boot", a.domain, a.runs)
-		if a.v.style != resuming {
-			a.id, a.phase = "", ""
+		switch {
+		case a.v.style != resuming:
+			a.id, a.phase, a.busy, a.waiting = "", "", "", nil
 			return
-		}
-		if a.id == "" {
+		case a.id == "":
 			return
-		}
-		if !a.reboots {
+		case a.busy != "" && a.busy != verifying: // it goes on with that
+			a.works[a.id+" "+a.busy]--
+			a.begin(a.busy)
+			return
+		case !a.reboots || !activated:
 			a.say(a.last)
 			return
 		}
-		a.busy = "ACTIVATE"
+		a.busy = verifying
 		a.run++
 		run := a.run
 		a.say("ACTIVATING")

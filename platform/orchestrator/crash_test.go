@@ -25,7 +25,8 @@ import (
 // becomes visible: after each save of its journal, before and after each thing
 // that it publishes, and before each acknowledgement. Whatever it had not
 // acknowledged is delivered again. The outcome must be the one that there is
-// without a kill.
+// without a kill. The same goes for an outage of the bus, and for a cut of the
+// power of the whole vehicle as far as its agents go on after that.
 
 // story is what happens to a vehicle with two domains, and how it has to end.
 type story struct {
@@ -86,31 +87,47 @@ const (
 	slow     style = "slow original" // their work takes longer than the manager waits for a sign of life
 )
 
-func TestAKillAtAnyPointChangesNoOutcome(t *testing.T) {
+// fault is what goes wrong at a point.
+type fault struct {
+	at   int
+	what trouble
+}
+
+type trouble string
+
+const (
+	kill   trouble = "KILL"
+	outage trouble = "OUTAGE"
+	cut    trouble = "POWER CUT"
+)
+
+func TestNoKillOutageOrPowerCutChangesAnOutcome(t *testing.T) {
 	for _, sty := range []style{resuming, original, slow} {
 		for _, s := range stories() {
 			t.Run(string(sty)+"/"+s.name, func(t *testing.T) {
 				t.Parallel()
 				n := live(t, s, sty)
-				for kill := 1; kill <= n && !t.Failed(); kill++ {
-					live(t, s, sty, kill)
-					live(t, s, sty, kill, kill+1+kill%7) // and soon again
+				for at := 1; at <= n && !t.Failed(); at++ {
+					live(t, s, sty, fault{at, kill})
+					live(t, s, sty, fault{at, kill}, fault{at + 1 + at%7, kill}) // and soon again
+					live(t, s, sty, fault{at, outage})
+					live(t, s, sty, fault{at, cut})
 				}
 			})
 		}
 	}
 }
 
-// live runs a story to its end with the manager killed at the given points, and
-// returns how many there were.
-func live(t *testing.T, s story, sty style, kills ...int) (points int) {
+// live runs a story to its end with the given faults and returns how many points
+// there were.
+func live(t *testing.T, s story, sty style, faults ...fault) (points int) {
 	dir, err := os.MkdirTemp(shm(), "orchestrator")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
 	synctest.Test(t, func(t *testing.T) {
-		v := newVehicle(t, s, sty, dir, kills)
+		v := newVehicle(t, s, sty, dir, faults)
 		v.run()
 		points = v.points
 	})
@@ -135,8 +152,10 @@ type vehicle struct {
 	agents  []*actor
 
 	mu     sync.Mutex
-	kills  []int
+	faults []fault
+	next   int // of the faults
 	points int
+	down   bool    // the bus
 	inbox  []Event // what the broker has for the manager
 	news   chan struct{}
 	said   []Outgoing // what it has got for the north
@@ -157,10 +176,10 @@ type life struct {
 	ended  chan struct{} // closed when nothing of it runs any more
 }
 
-var errKilled = errors.New("killed")
+var errGone = errors.New("killed or not connected")
 
-func newVehicle(t *testing.T, s story, sty style, dir string, kills []int) *vehicle {
-	v := &vehicle{t: t, story: s, style: sty, journal: filepath.Join(dir, "journal"), kills: kills, news: make(chan struct{}, 1)}
+func newVehicle(t *testing.T, s story, sty style, dir string, faults []fault) *vehicle {
+	v := &vehicle{t: t, story: s, style: sty, journal: filepath.Join(dir, "journal"), faults: faults, news: make(chan struct{}, 1)}
 	v.agents = []*actor{
 		{v: v, domain: "containers", plan: s.containers, pace: 3 * time.Second, runs: "old"},
 		{v: v, domain: "self-update", plan: s.os, pace: 5 * time.Second, runs: "old", reboots: s.reboot, mute: sty != resuming},
@@ -197,13 +216,12 @@ func (v *vehicle) notef(format string, args ...any) {
 
 func (v *vehicle) failf(format string, args ...any) {
 	v.t.Helper()
-	v.t.Errorf("killed at %d: %s\n%s", v.kills, fmt.Sprintf(format, args...), strings.Join(v.log, "\n"))
+	v.t.Errorf("%v: %s\n%s", v.faults, fmt.Sprintf(format, args...), strings.Join(v.log, "\n"))
 	v.log = nil // once is enough
 }
 
 // run lives until nothing is left to do, and judges.
 func (v *vehicle) run() {
-	kills := v.kills
 	v.deliver(Requested{ID: storyID, State: updateproto.DesiredState{Domains: []updateproto.Domain{
 		{ID: "containers", Components: []updateproto.Component{{ID: "app", Version: "2"}}},
 		{ID: "self-update", Components: []updateproto.Component{{ID: "os-image", Version: "2"}}},
@@ -227,7 +245,6 @@ func (v *vehicle) run() {
 			}
 		}
 		if time.Since(begin) > 12*time.Hour {
-			v.kills = kills
 			v.failf("no end; the manager is %+v", v.life.d.Status())
 			break
 		}
@@ -236,7 +253,6 @@ func (v *vehicle) run() {
 	v.life.die()
 	v.mu.Unlock()
 	<-v.life.ended
-	v.kills = kills
 	v.judge()
 }
 
@@ -257,6 +273,9 @@ func (v *vehicle) judge() {
 	if v.style != resuming && v.story.originals != "" {
 		status, domains = v.story.originals, v.story.withOnes
 	}
+	// Of one that has forgotten all no more can be asked than that it is not
+	// reported as updated.
+	forgetful := v.style != resuming && slices.ContainsFunc(v.faults, func(f fault) bool { return f.what == cut })
 	var last string
 	for _, o := range v.said {
 		switch o.Feedback.Status {
@@ -274,19 +293,19 @@ func (v *vehicle) judge() {
 			v.failf("two terminal feedbacks:\n%s\n%s", last, data)
 		}
 		last = string(data)
-		if o.ID != storyID || o.Feedback.Status != status {
+		if o.ID != storyID || o.Feedback.Status != status && !(forgetful && o.Feedback.Status != "COMPLETED") {
 			v.failf("ended with %s, want %s", data, status)
 		}
 	}
 	if last == "" {
 		v.failf("no terminal feedback")
 	}
-	if got := v.agents[0].runs + " " + v.agents[1].runs; got != domains {
+	if got := v.agents[0].runs + " " + v.agents[1].runs; got != domains && !forgetful {
 		v.failf("domains run %q, want %q", got, domains)
 	}
 	for _, a := range v.agents {
 		for what, n := range a.works {
-			if n > 1 {
+			if n > 1 && !forgetful {
 				v.failf("%s began %s %d times", a.domain, what, n)
 			}
 		}
@@ -309,16 +328,6 @@ func (v *vehicle) start() {
 	v.mu.Lock()
 	v.life = l
 	boot := fmt.Sprint("boot", v.boot)
-	for i := range v.inbox {
-		if r, ok := v.inbox[i].(Requested); ok {
-			r.Duplicate = true
-			v.inbox[i] = r
-		}
-		if r, ok := v.inbox[i].(Answered); ok {
-			r.Duplicate = true
-			v.inbox[i] = r
-		}
-	}
 	v.mu.Unlock()
 	go func() {
 		defer close(l.ended)
@@ -331,15 +340,44 @@ func (v *vehicle) start() {
 	}()
 }
 
-// pump hands to the manager what the broker has for it.
+// pump hands to the manager what the broker has for it, over one connection
+// after the other.
 func (l *life) pump() {
+	for l.connection() {
+		if l.d.Handle(l.ctx, Disconnected{}) != nil {
+			return
+		}
+		for l.offline() {
+			select {
+			case <-l.v.news:
+			case <-l.over:
+				return
+			}
+		}
+	}
+}
+
+// connection reports whether there may be another one.
+func (l *life) connection() bool {
 	v := l.v
+	v.mu.Lock()
+	for i := range v.inbox {
+		switch r := v.inbox[i].(type) {
+		case Requested:
+			r.Duplicate = true
+			v.inbox[i] = r
+		case Answered:
+			r.Duplicate = true
+			v.inbox[i] = r
+		}
+	}
+	v.mu.Unlock()
 	if l.d.Handle(l.ctx, Connected{}) != nil {
-		return
+		return false
 	}
 	for _, a := range v.agents { // retained
 		if l.d.Handle(l.ctx, Seen{Domain: a.domain, Resumes: v.style == resuming}) != nil {
-			return
+			return false
 		}
 	}
 	for {
@@ -349,19 +387,22 @@ func (l *life) pump() {
 			ev = v.inbox[0]
 		}
 		v.mu.Unlock()
+		if l.offline() {
+			return true
+		}
 		if ev == nil {
 			select {
 			case <-v.news:
 				continue
 			case <-l.over:
-				return
+				return false
 			}
 		}
 		if l.d.Handle(l.ctx, ev) != nil {
-			return
+			return false
 		}
 		if !l.point("ack") {
-			return
+			continue
 		}
 		v.mu.Lock()
 		v.inbox = v.inbox[1:]
@@ -369,22 +410,53 @@ func (l *life) pump() {
 	}
 }
 
-// point counts, and reports whether the manager is still alive.
+// point counts, and reports whether the manager is still alive and connected.
 func (l *life) point(what string) bool {
 	v := l.v
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if l.dead {
+	if l.dead || v.down {
 		return false
 	}
 	v.points++
-	if len(v.kills) > 0 && v.points == v.kills[0] {
-		v.kills = v.kills[1:]
-		v.notef("KILL %d at %s", v.points, what)
-		l.die()
-		return false
+	if v.next == len(v.faults) || v.points != v.faults[v.next].at {
+		return true
 	}
-	return true
+	f := v.faults[v.next]
+	v.next++
+	v.notef("%s at %d: %s", f.what, f.at, what)
+	switch f.what {
+	case outage:
+		v.down = true
+		v.wake()
+		time.AfterFunc(40*time.Second, func() {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			v.notef("the bus is back")
+			v.down = false
+			v.wake()
+		})
+	case cut:
+		v.cutPower()
+	default:
+		l.die()
+	}
+	return false
+}
+
+// cutPower restarts the whole vehicle.
+func (v *vehicle) cutPower() {
+	v.boot++
+	v.life.die()
+	for _, a := range v.agents {
+		a.reboot()
+	}
+}
+
+func (l *life) offline() bool {
+	l.v.mu.Lock()
+	defer l.v.mu.Unlock()
+	return l.v.down
 }
 
 func (l *life) isDead() bool {
@@ -407,18 +479,18 @@ func (l *life) die() {
 // act is a publication or the like: the manager may die before and after it.
 func (l *life) act(what string, effect func()) error {
 	if !l.point(what) {
-		return errKilled
+		return errGone
 	}
 	l.v.mu.Lock()
-	if l.dead {
+	if l.dead || l.v.down {
 		l.v.mu.Unlock()
-		return errKilled
+		return errGone
 	}
 	l.v.notef("manager: %s", what)
 	effect()
 	l.v.mu.Unlock()
 	if !l.point(what) {
-		return errKilled
+		return errGone
 	}
 	return nil
 }
@@ -449,7 +521,7 @@ func (l *life) ports() Ports {
 					v.mu.Lock()
 					up := !a.down
 					v.mu.Unlock()
-					if up {
+					if up && !l.offline() {
 						l.d.Handle(l.ctx, Seen{Domain: a.domain, Resumes: v.style == resuming, Fresh: true})
 					}
 				})
@@ -457,13 +529,20 @@ func (l *life) ports() Ports {
 		},
 		Safe: func(context.Context) (bool, string) { return true, "" },
 		Reboot: func(context.Context) error {
-			return l.act("reboot", func() {
-				v.boot++
-				l.die()
-				for _, a := range v.agents {
-					a.reboot()
+			l.point("reboot")
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			if l.dead {
+				return errGone
+			}
+			v.notef("reboot")
+			for _, a := range v.agents {
+				if a.busy != "" {
+					v.failf("the vehicle reboots while %s works on %s", a.domain, a.busy)
 				}
-			})
+			}
+			v.cutPower()
+			return nil
 		},
 	}
 }
@@ -481,6 +560,10 @@ func (v *vehicle) deliver(ev Event) {
 
 func (v *vehicle) push(ev Event) {
 	v.inbox = append(v.inbox, ev)
+	v.wake()
+}
+
+func (v *vehicle) wake() {
 	select {
 	case v.news <- struct{}{}:
 	default:
