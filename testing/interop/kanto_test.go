@@ -102,6 +102,13 @@ func TestOurManagerDrivesTheOriginalContainerAgent(t *testing.T) {
 		t.Errorf("running after the third update, which was rolled back: %q", state)
 	}
 	self.Change(func(s *agents.Script) { s.Fail = nil })
+	// An image that nobody has: the agent writes why to its action only.
+	if state := update("bad", "5", "localhost:1/nothing:1", "INCOMPLETE"); state != "localhost/pause:2" {
+		t.Errorf("running after an update with a bad image: %q", state)
+	}
+	if f := north.End("bad", limit); !strings.Contains(f.Message, "localhost:1/nothing:1") || self.Installed()["os-image"] != "2" {
+		t.Errorf("a bad image is explained by %q, and the other domain has version %s", f.Message, self.Installed()["os-image"])
+	}
 	if state := update("fourth", "4", "localhost/pause:1", "COMPLETED"); state != "localhost/pause:1" {
 		t.Errorf("running after the fourth update: %q", state)
 	}
