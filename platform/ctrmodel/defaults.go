@@ -78,11 +78,12 @@ func (r *Resources) defaults() {
 
 // double is twice the size, in the same unit. A size that is none is left for Validate to complain about.
 func double(size string) string {
-	number, err := strconv.ParseFloat(strings.TrimRight(size, " kKmMgG"), 64)
-	if err != nil {
+	if _, err := ParseSize(size); err != nil {
 		return size
 	}
-	return strconv.FormatFloat(2*number, 'f', -1, 64) + size[len(strings.TrimRight(size, "kKmMgG")):]
+	number := strings.TrimRight(size, " kKmMgG")
+	n, _ := strconv.ParseFloat(number, 64)
+	return strconv.FormatFloat(2*n, 'f', -1, 64) + size[len(number):]
 }
 
 // set gives v a value if it has none.
