@@ -93,9 +93,10 @@ test: modules ## run all tests, with real brokers, RAUC and virtual vehicles
 	$(MAKE) fuzz
 
 .PHONY: test-long
-test-long: modules ## also run what takes hours: exhaustive power cuts, watchdog
-	go run ./testing/host test vehicle
+test-long: modules ## also run what takes hours: exhaustive power cuts, watchdog, a thousand updates
+	go run ./testing/host test vehicle race
 	$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 6h -p 1 $(TESTFLAGS) ./testing/...
+	$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 2h -race $(TESTFLAGS) ./testing/soak
 
 # Left alone, the fuzzer spends most of its time on making large inputs smaller; a target that finds nothing else then runs
 # a few times only. It also fails now and then when its time is up, on a slow machine; then there is no failing input.
