@@ -306,6 +306,55 @@ func TestMessagesWaitForAClientThatIsAway(t *testing.T) {
 	}
 }
 
+// The names of the settings are the daemons' own; the drop-ins have to know them.
+func TestTheDaemonsGetInAsTheirDropInsSay(t *testing.T) {
+	s := startShipped(t)
+	box := filepath.Join(t.TempDir(), "sdvbox")
+	if out, err := exec.Command("go", "build", "-o", box, "../..").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	for name, d := range map[string]struct {
+		prefix string
+		args   []string
+	}{
+		"self-update-agent": {"selfupdate", []string{"--server", "tcp://" + s.Addr, "--installer", "dummy"}},
+		"update-manager": {"vehicleupdate", []string{"--mqtt-conn-broker", "tcp://" + s.Addr,
+			"--cfg-file", "../../applets/update-manager/etc/update-manager/config.json", "--control-socket", filepath.Join(t.TempDir(), "s")}},
+	} {
+		text, err := os.ReadFile("../../broker/usr/lib/systemd/system/" + name + ".service.d/broker.conf")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		daemon := exec.Command(box, append([]string{name, "--state-dir", t.TempDir()}, d.args...)...)
+		daemon.Env = os.Environ()
+		for line := range strings.Lines(string(text)) {
+			if vars, ok := strings.CutPrefix(line, "Environment="); ok {
+				daemon.Env = append(daemon.Env, strings.Fields(strings.ReplaceAll(vars, "/data/sdvbox/mqtt", s.secrets))...)
+			}
+		}
+		daemon.Stdout, daemon.Stderr = &out, &out
+		if err := daemon.Start(); err != nil {
+			t.Fatal(err)
+		}
+		technician := broker.Connect(t, s.local(anonymous), d.prefix+"/desiredstatefeedback")
+		answered := false
+		for begin := time.Now(); !answered && time.Since(begin) < 10*time.Second; {
+			technician.Publish(d.prefix+"/desiredstate", `{"activityId":"x","payload":{"domains":7}}`)
+			select {
+			case <-technician.Messages():
+				answered = true
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+		daemon.Process.Signal(os.Interrupt)
+		daemon.Wait()
+		if !answered {
+			t.Errorf("%s does not answer:\n%s", name, &out)
+		}
+	}
+}
+
 // What agents retain has to survive the broker, whose access list decides again when it delivers.
 func TestRetainedStateSurvivesARestartOfTheBroker(t *testing.T) {
 	s := startShipped(t)
