@@ -38,8 +38,8 @@ var sequences = []struct {
 }
 
 const (
-	slow  = 300 * time.Millisecond
-	quiet = 1500 * time.Millisecond // nothing more is going to come; longer than an agent's readTimeout
+	slow  = time.Second
+	quiet = 4 * time.Second // nothing more is going to come; longer than an agent's readTimeout
 )
 
 func versions(component, version string) map[string]string {

@@ -65,7 +65,7 @@ type Manager struct {
 func Config(broker, dir string, domains []string, more map[string]any) map[string]any {
 	list := map[string]any{}
 	for _, d := range domains {
-		list[d] = map[string]any{"readTimeout": "1s"}
+		list[d] = map[string]any{"readTimeout": "3s"}
 	}
 	c := map[string]any{
 		"domain":            "vehicle",
