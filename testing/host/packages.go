@@ -37,6 +37,10 @@ var groups = map[string][]pkg{
 		{"openssh-client", "to look into a vehicle that make demo has left running"},
 		{"socat", "its serial console"},
 	},
+	"cgo": {
+		{"gcc", "race detector"},
+		{"libc6-dev", "race detector"},
+	},
 	"interop": {
 		{"containerd", "containers of the original container management"},
 		{"runc", "runs them"},
