@@ -94,7 +94,7 @@ test: modules ## run all tests, with real brokers, RAUC and virtual vehicles
 
 .PHONY: test-long
 test-long: modules ## also run what takes hours: exhaustive power cuts, watchdog, a thousand updates
-	go run ./testing/host test vehicle race
+	go run ./testing/host test vehicle cgo
 	$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 6h -p 1 $(TESTFLAGS) ./testing/...
 	$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 2h -race $(TESTFLAGS) ./testing/soak
 
