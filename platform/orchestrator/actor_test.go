@@ -17,24 +17,32 @@ const verifying = "VERIFYING"
 type actor struct {
 	v       *vehicle
 	domain  string
-	plan    plan
+	story   plan          // for the activity storyID
 	pace    time.Duration // of a piece of work
 	reboots bool          // activated is what runs after the next boot
 	mute    bool          // answers neither ROLLBACK nor what does not fit, as the self-update agent of Leda
 
 	runs     string      // "old" or "new"
-	next     bool        // the next boot tries the new one
+	next     string      // activity whose outcome the next boot tries
 	id       string      // of the activity; empty when idle
 	phase    string      // the last order that succeeded; "failed", "rolled back"
 	busy     string      // the order it works on
 	last     string      // status said last
 	inbox    [][2]string // ids and orders that the broker has for it
-	waiting  []string    // orders that it has read and left for later
+	waiting  [][2]string // orders that it has read and left for later
 	ended    []string    // activities
 	works    map[string]int
 	released bool // it hangs, but was told to go back
 	down     bool // between shutdown and boot
 	run      int  // number of the work
+}
+
+// plan is how it behaves now.
+func (a *actor) plan() plan {
+	if a.id == storyID {
+		return a.story
+	}
+	return plan{}
 }
 
 // take is a message from the broker. Agents need a moment to read it.
@@ -55,7 +63,7 @@ func (a *actor) read() {
 }
 
 func (a *actor) do(id, order string) {
-	if a.busy != "" && a.plan.hang == a.busy && (order == "ROLLBACK" || order == "CLEANUP") {
+	if a.busy != "" && a.plan().hang == a.busy && (order == "ROLLBACK" || order == "CLEANUP") {
 		a.released = true
 		if a.v.style != resuming {
 			return
@@ -116,8 +124,8 @@ func (a *actor) resuming(id, order string) {
 		switch a.busy {
 		case "CLEANUP":
 		case "ROLLBACK", "ACTIVATE", verifying:
-			if !slices.Contains(a.waiting, order) {
-				a.waiting = append(a.waiting, order)
+			if m := [2]string{id, order}; !slices.Contains(a.waiting, m) {
+				a.waiting = append(a.waiting, m)
 			}
 		default:
 			a.begin(order)
@@ -136,7 +144,7 @@ func (a *actor) resuming(id, order string) {
 // reads nothing while it works.
 func (a *actor) original(id, order string) {
 	if a.busy != "" && (a.mute || a.v.style == slow) {
-		a.waiting = append(a.waiting, order)
+		a.waiting = append(a.waiting, [2]string{id, order})
 		return
 	}
 	if order != orderDesired && (a.id != id || a.id == "") {
@@ -150,7 +158,7 @@ func (a *actor) original(id, order string) {
 	case order == "CLEANUP":
 		fits = !a.mute || a.phase == "ACTIVATE" || a.phase == "failed"
 	case order == "ROLLBACK" && a.mute:
-		a.runs, a.next = "old", false
+		a.runs, a.next = "old", ""
 		a.idle()
 		return
 	case order == "ROLLBACK":
@@ -209,7 +217,7 @@ func (a *actor) begin(order string) {
 	case "ACTIVATE":
 		a.say("ACTIVATING")
 	}
-	if a.plan.hang == order {
+	if a.plan().hang == order {
 		a.released = order == "CLEANUP"
 		return
 	}
@@ -229,12 +237,12 @@ func (a *actor) begin(order string) {
 // end is the end of a piece of work.
 func (a *actor) end(order string) {
 	a.busy = ""
-	fails := a.plan.fail == order
+	fails := a.plan().fail == order
 	activated := a.phase == "ACTIVATE"
 	switch {
 	case order == "CLEANUP":
 		if !activated {
-			a.runs, a.next = "old", false
+			a.runs, a.next = "old", ""
 		}
 		if fails {
 			a.say("CLEANUP_FAILURE")
@@ -250,7 +258,7 @@ func (a *actor) end(order string) {
 			a.say("COMPLETE")
 		}
 		a.idle()
-	case order == orderDesired && a.plan.nothing:
+	case order == orderDesired && a.plan().nothing:
 		if !a.mute {
 			a.say("IDENTIFIED")
 			a.say("COMPLETED")
@@ -266,7 +274,7 @@ func (a *actor) end(order string) {
 			a.idle()
 		}
 	case order == "ROLLBACK":
-		a.phase, a.runs, a.next = "rolled back", "old", false
+		a.phase, a.runs, a.next = "rolled back", "old", ""
 		a.say("ROLLBACK_SUCCESS")
 		if a.v.style == resuming {
 			a.say("INCOMPLETE")
@@ -275,8 +283,9 @@ func (a *actor) end(order string) {
 	default:
 		a.phase = order
 		if order == "ACTIVATE" {
-			a.next = a.reboots
-			if !a.reboots {
+			if a.reboots {
+				a.next = a.id
+			} else {
 				a.runs = "new"
 			}
 		}
@@ -284,12 +293,12 @@ func (a *actor) end(order string) {
 	}
 	waiting := a.waiting
 	a.waiting = nil
-	for i, order := range waiting {
+	for i, m := range waiting {
 		if a.busy != "" && a.v.style != resuming {
 			a.waiting = append(a.waiting, waiting[i:]...)
 			break
 		}
-		a.do(storyID, order)
+		a.do(m[0], m[1])
 	}
 }
 
@@ -316,10 +325,10 @@ func (a *actor) reboot() {
 			time.AfterFunc(10*time.Millisecond, a.read)
 		}
 		activated := a.phase == "ACTIVATE"
-		if a.next && a.plan.fail != "BOOT" {
+		if a.next != "" && (a.next != storyID || a.story.fail != "BOOT") {
 			a.runs = "new"
 		}
-		a.next = false
+		a.next = ""
 		a.v.notef("%s: runs %s after the boot", a.domain, a.runs)
 		switch {
 		case a.v.style != resuming:
@@ -354,8 +363,8 @@ func (a *actor) reboot() {
 			}
 			waiting := a.waiting
 			a.waiting = nil
-			for _, order := range waiting {
-				a.do(storyID, order)
+			for _, m := range waiting {
+				a.do(m[0], m[1])
 			}
 		})
 	})
@@ -368,7 +377,7 @@ func (a *actor) say(status string) {
 
 func (a *actor) sayFor(id, status string) {
 	f := updateproto.Feedback{Status: status, Message: status + " of " + a.domain}
-	if !a.plan.nothing && status != "IDENTIFYING" && status != "IDENTIFICATION_FAILED" {
+	if (id != storyID || !a.story.nothing) && status != "IDENTIFYING" && status != "IDENTIFICATION_FAILED" {
 		f.Actions = []updateproto.Action{{Component: updateproto.ComponentRef{ID: a.domain + ":x", Version: "2"}, Status: status}}
 	}
 	a.v.notef("%s: %s", a.domain, status)

@@ -3,11 +3,13 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,7 +51,9 @@ type plan struct {
 	nothing bool   // there is nothing to do
 }
 
-const storyID = "a1"
+// Activities: that of the story, and one after it, which everything has to be
+// free for.
+const storyID, nextID = "a1", "a2"
 
 func stories() []story {
 	return []story{
@@ -113,9 +117,27 @@ func TestNoKillOutageOrPowerCutChangesAnOutcome(t *testing.T) {
 					live(t, s, sty, fault{at, outage})
 					live(t, s, sty, fault{at, cut})
 				}
+				rounds := 10
+				if os.Getenv("SDVBOX_LONG") == "1" {
+					rounds = 1000
+				}
+				for seed := 0; seed < rounds && !t.Failed(); seed++ {
+					live(t, s, sty, misfortune(uint64(seed), n)...)
+				}
 			})
 		}
 	}
+}
+
+// misfortune is a series of faults, mostly within the first n points.
+func misfortune(seed uint64, n int) (faults []fault) {
+	rng := rand.New(rand.NewPCG(seed, 0))
+	at := 0
+	for range 2 + rng.IntN(6) {
+		at += 1 + rng.IntN(n/3+1)
+		faults = append(faults, fault{at, []trouble{kill, kill, outage, cut}[rng.IntN(4)]})
+	}
+	return faults
 }
 
 // live runs a story to its end with the given faults and returns how many points
@@ -129,7 +151,7 @@ func live(t *testing.T, s story, sty style, faults ...fault) (points int) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVehicle(t, s, sty, dir, faults)
 		v.run()
-		points = v.points
+		points = v.ours
 	})
 	return points
 }
@@ -153,14 +175,17 @@ type vehicle struct {
 
 	mu     sync.Mutex
 	faults []fault
-	next   int // of the faults
+	fault  int // next of them
 	points int
+	ours   int     // points of the story
+	next   bool    // the activity after it is requested
 	down   bool    // the bus
 	inbox  []Event // what the broker has for the manager
 	news   chan struct{}
 	said   []Outgoing // what it has got for the north
 	life   *life
 	boot   int
+	began  time.Time
 	log    []string
 }
 
@@ -181,8 +206,8 @@ var errGone = errors.New("killed or not connected")
 func newVehicle(t *testing.T, s story, sty style, dir string, faults []fault) *vehicle {
 	v := &vehicle{t: t, story: s, style: sty, journal: filepath.Join(dir, "journal"), faults: faults, news: make(chan struct{}, 1)}
 	v.agents = []*actor{
-		{v: v, domain: "containers", plan: s.containers, pace: 3 * time.Second, runs: "old"},
-		{v: v, domain: "self-update", plan: s.os, pace: 5 * time.Second, runs: "old", reboots: s.reboot, mute: sty != resuming},
+		{v: v, domain: "containers", story: s.containers, pace: 3 * time.Second, runs: "old"},
+		{v: v, domain: "self-update", story: s.os, pace: 5 * time.Second, runs: "old", reboots: s.reboot, mute: sty != resuming},
 	}
 	for _, a := range v.agents {
 		a.works = map[string]int{}
@@ -222,14 +247,11 @@ func (v *vehicle) failf(format string, args ...any) {
 
 // run lives until nothing is left to do, and judges.
 func (v *vehicle) run() {
-	v.deliver(Requested{ID: storyID, State: updateproto.DesiredState{Domains: []updateproto.Domain{
-		{ID: "containers", Components: []updateproto.Component{{ID: "app", Version: "2"}}},
-		{ID: "self-update", Components: []updateproto.Component{{ID: "os-image", Version: "2"}}},
-	}}})
+	v.deliver(v.request(storyID))
 	if v.story.cancel > 0 {
 		time.AfterFunc(v.story.cancel, func() { v.deliver(Cancelled{ID: storyID, By: "a test"}) })
 	}
-	begin := time.Now()
+	v.began = time.Now()
 	v.start()
 	for quiet := 0; quiet < 3; {
 		select {
@@ -244,7 +266,7 @@ func (v *vehicle) run() {
 				quiet = 0
 			}
 		}
-		if time.Since(begin) > 12*time.Hour {
+		if time.Since(v.began) > 12*time.Hour {
 			v.failf("no end; the manager is %+v", v.life.d.Status())
 			break
 		}
@@ -256,6 +278,54 @@ func (v *vehicle) run() {
 	v.judge()
 }
 
+func (v *vehicle) request(id string) Requested {
+	return Requested{ID: id, State: updateproto.DesiredState{Domains: []updateproto.Domain{
+		{ID: "containers", Components: []updateproto.Component{{ID: "app", Version: "2"}}},
+		{ID: "self-update", Components: []updateproto.Component{{ID: "os-image", Version: "2"}}},
+	}}}
+}
+
+// ended is called when the story's terminal feedback is out. An agent that
+// hangs for good is not asked again.
+func (v *vehicle) ended() {
+	hang := cmp.Or(v.story.containers.hang, v.story.os.hang)
+	if v.next || v.ours > 0 || hang != "" && (v.style != resuming || hang == "CLEANUP") {
+		return
+	}
+	v.ours = v.points
+	// An agent that had ended before a crash may be looking once more.
+	again := slices.ContainsFunc(v.agents, func(a *actor) bool { return a.story.nothing || a.story.fail == orderDesired })
+	reboots := v.style != resuming && v.story.reboot
+	if len(v.faults) > 0 && v.faults[0].at%2 == 0 && !again && !reboots { // while agents are being released
+		v.next = true
+		v.push(v.request(nextID))
+		return
+	}
+	time.AfterFunc(2*time.Hour, func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.domains(v.story.domains, v.story.withOnes)
+		v.next = true
+		v.push(v.request(nextID))
+	})
+}
+
+// domains compares what runs.
+func (v *vehicle) domains(want, originals string) {
+	if v.style != resuming && originals != "" {
+		want = originals
+	}
+	if got := v.agents[0].runs + " " + v.agents[1].runs; got != want && !v.forgetful() {
+		v.failf("domains run %q, want %q", got, want)
+	}
+}
+
+// forgetful reports whether agents have forgotten all. Of them no more can be
+// asked than that they are not reported as updated.
+func (v *vehicle) forgetful() bool {
+	return v.style != resuming && slices.ContainsFunc(v.faults, func(f fault) bool { return f.what == cut })
+}
+
 // quiet reports whether nothing is left to do.
 func (v *vehicle) quiet() bool {
 	d := v.life.d
@@ -264,24 +334,27 @@ func (v *vehicle) quiet() bool {
 	d.mu.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return idle && len(v.inbox) == 0
+	return idle && len(v.inbox) == 0 && (v.next || v.ours == 0 || time.Since(v.began) > 10*time.Hour)
 }
 
 // judge compares the outcome with the story's.
 func (v *vehicle) judge() {
-	status, domains := v.story.status, v.story.domains
+	want := map[string]string{storyID: v.story.status}
 	if v.style != resuming && v.story.originals != "" {
-		status, domains = v.story.originals, v.story.withOnes
+		want[storyID] = v.story.originals
 	}
-	// Of one that has forgotten all no more can be asked than that it is not
-	// reported as updated.
-	forgetful := v.style != resuming && slices.ContainsFunc(v.faults, func(f fault) bool { return f.what == cut })
-	var last string
+	if v.next {
+		want[nextID] = "COMPLETED"
+		v.domains("new new", "")
+	} else {
+		v.domains(v.story.domains, v.story.withOnes)
+	}
+	last := map[string]string{}
 	for _, o := range v.said {
-		switch o.Feedback.Status {
-		case "IDENTIFYING", "IDENTIFIED", "RUNNING":
-			if last != "" {
-				v.failf("%s after the terminal feedback", o.Feedback.Status)
+		status := o.Feedback.Status
+		if !terminal(status) {
+			if last[o.ID] != "" {
+				v.failf("%s after the terminal feedback", status)
 			}
 			continue
 		}
@@ -289,23 +362,20 @@ func (v *vehicle) judge() {
 		if err != nil {
 			v.t.Fatal(err)
 		}
-		if last != "" && last != string(data) {
-			v.failf("two terminal feedbacks:\n%s\n%s", last, data)
+		if last[o.ID] != "" && last[o.ID] != string(data) {
+			v.failf("two terminal feedbacks:\n%s\n%s", last[o.ID], data)
 		}
-		last = string(data)
-		if o.ID != storyID || o.Feedback.Status != status && !(forgetful && o.Feedback.Status != "COMPLETED") {
-			v.failf("ended with %s, want %s", data, status)
+		last[o.ID] = string(data)
+		if status != want[o.ID] && !(v.forgetful() && status != "COMPLETED") {
+			v.failf("ended with %s, want %s", data, want[o.ID])
 		}
 	}
-	if last == "" {
-		v.failf("no terminal feedback")
-	}
-	if got := v.agents[0].runs + " " + v.agents[1].runs; got != domains && !forgetful {
-		v.failf("domains run %q, want %q", got, domains)
+	if len(last) != len(want) {
+		v.failf("%d activities have ended, want %d", len(last), len(want))
 	}
 	for _, a := range v.agents {
 		for what, n := range a.works {
-			if n > 1 && !forgetful {
+			if n > 1 && !v.forgetful() {
 				v.failf("%s began %s %d times", a.domain, what, n)
 			}
 		}
@@ -419,11 +489,11 @@ func (l *life) point(what string) bool {
 		return false
 	}
 	v.points++
-	if v.next == len(v.faults) || v.points != v.faults[v.next].at {
+	if v.fault == len(v.faults) || v.points != v.faults[v.fault].at {
 		return true
 	}
-	f := v.faults[v.next]
-	v.next++
+	f := v.faults[v.fault]
+	v.fault++
 	v.notef("%s at %d: %s", f.what, f.at, what)
 	switch f.what {
 	case outage:
@@ -499,7 +569,12 @@ func (l *life) ports() Ports {
 	v := l.v
 	return Ports{
 		Feedback: func(_ context.Context, id string, at time.Time, f updateproto.Feedback) error {
-			return l.act("says "+f.Status+" "+f.Message, func() { v.said = append(v.said, Outgoing{id, at.UnixMilli(), f}) })
+			return l.act("says "+f.Status+" "+f.Message, func() {
+				v.said = append(v.said, Outgoing{id, at.UnixMilli(), f})
+				if id == storyID && terminal(f.Status) {
+					v.ended()
+				}
+			})
 		},
 		Desired: func(_ context.Context, domain, id string, _ time.Time, ds updateproto.DesiredState) error {
 			return l.act(domain+" "+orderDesired, func() { v.agent(domain).take(id, orderDesired) })
@@ -510,7 +585,7 @@ func (l *life) ports() Ports {
 		Consent: func(_ context.Context, id string, at time.Time, command string) error {
 			return l.act("asks for "+command, func() {
 				time.AfterFunc(time.Second, func() {
-					v.deliver(Answered{ID: id, Approved: command != v.story.deny, Fingerprint: fmt.Sprint(time.Now().UnixNano())})
+					v.deliver(Answered{ID: id, Approved: id != storyID || command != v.story.deny, Fingerprint: fmt.Sprint(time.Now().UnixNano())})
 				})
 			})
 		},
