@@ -34,4 +34,8 @@ type Engine interface {
 	// Subscribe returns all events from now on. The channel is closed when the context ends, and when too many events wait
 	// in it.
 	Subscribe(ctx context.Context) <-chan ctrmodel.Event
+
+	// Pull makes sure that an image is here.
+	Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
+	Images(ctx context.Context) ([]ctrmodel.StoredImage, error)
 }

@@ -71,3 +71,19 @@ type LogOptions struct {
 	Tail   int  // the last lines, negative: all
 	Follow bool // then wait for what comes until the container is removed
 }
+
+// Progress is how far the pull of an image is.
+type Progress struct {
+	Phase string // resolving, verifying, downloading or unpacking
+	Done  int64  // bytes, of the phase
+	Total int64  // 0: not known
+}
+
+// StoredImage is an image on this device.
+type StoredImage struct {
+	Name    string
+	Digest  string // of the manifest or index that the name stands for
+	Size    int64  // bytes, of all that it takes to make a container of it
+	Created time.Time
+	Used    bool // by a container
+}
