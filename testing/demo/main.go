@@ -98,15 +98,17 @@ func (d *demo) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.status(ctx); err != nil {
+	if err := d.ask(ctx, "rauc-helper status"); err != nil {
 		return err
 	}
 
 	if err := d.update(ctx, url); err != nil {
 		return err
 	}
-	if err := d.status(ctx); err != nil {
-		return err
+	for _, command := range []string{"rauc-helper status", "update-manager history"} {
+		if err := d.ask(ctx, command); err != nil {
+			return err
+		}
 	}
 	d.summary()
 	if d.keep {
@@ -275,14 +277,15 @@ func (d *demo) confirmed(ctx context.Context, slot string, note func(string)) er
 	}
 }
 
-func (d *demo) status(ctx context.Context) error {
+// ask shows what a command in the vehicle says; its exit code does not matter.
+func (d *demo) ask(ctx context.Context, command string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	out, err := d.vm.Run(ctx, "rauc-helper status")
+	out, err := d.vm.Run(ctx, command)
 	if exit := (*vehicle.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		return err
 	}
-	d.guest("rauc-helper status", out)
+	d.guest(command, out)
 	return nil
 }
 
