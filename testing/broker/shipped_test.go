@@ -33,6 +33,14 @@ const tester = "tester"
 
 func startShipped(t *testing.T) shipped {
 	t.Helper()
+	for _, name := range []string{"mosquitto_passwd", "openssl"} {
+		if _, err := exec.LookPath(name); err != nil {
+			if os.Getenv("SDVBOX_REQUIRE") == "1" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+	}
 	dir := t.TempDir()
 	s := shipped{tb: t, config: filepath.Join(dir, "etc"), secrets: filepath.Join(dir, "secrets"), network: broker.FreeAddr(t, "127.0.0.1")}
 	run, data := filepath.Join(dir, "run"), filepath.Join(dir, "data")

@@ -13,6 +13,7 @@ var groups = map[string][]pkg{
 		{"rauc-service", "RAUC over D-Bus"},
 		{"mosquitto", "broker"},
 		{"mosquitto-clients", "the messages of the documentation, as printed"},
+		{"openssl", "certificates of the vehicle's broker"},
 		{"squashfs-tools", "bundles"},
 		{"e2fsprogs", "file systems of slots and data partition"},
 		{"grub-common", "grub-editenv, to compare with"},
