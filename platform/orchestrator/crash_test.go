@@ -178,7 +178,8 @@ type vehicle struct {
 	fault  int // next of them
 	points int
 	ours   int     // points of the story
-	next   bool    // the activity after it is requested
+	then   bool    // there is to be another activity after it
+	next   bool    // it is requested
 	down   bool    // the bus
 	inbox  []Event // what the broker has for the manager
 	news   chan struct{}
@@ -288,11 +289,14 @@ func (v *vehicle) request(id string) Requested {
 // ended is called when the story's terminal feedback is out. An agent that
 // hangs for good is not asked again.
 func (v *vehicle) ended() {
-	hang := cmp.Or(v.story.containers.hang, v.story.os.hang)
-	if v.next || v.ours > 0 || hang != "" && (v.style != resuming || hang == "CLEANUP") {
+	if v.ours > 0 {
 		return
 	}
 	v.ours = v.points
+	if hang := cmp.Or(v.story.containers.hang, v.story.os.hang); hang != "" && (v.style != resuming || hang == "CLEANUP") {
+		return
+	}
+	v.then = true
 	// An agent that had ended before a crash may be looking once more.
 	again := slices.ContainsFunc(v.agents, func(a *actor) bool { return a.story.nothing || a.story.fail == orderDesired })
 	reboots := v.style != resuming && v.story.reboot
@@ -334,7 +338,7 @@ func (v *vehicle) quiet() bool {
 	d.mu.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return idle && len(v.inbox) == 0 && (v.next || v.ours == 0 || time.Since(v.began) > 10*time.Hour)
+	return idle && len(v.inbox) == 0 && v.next == v.then
 }
 
 // judge compares the outcome with the story's.
