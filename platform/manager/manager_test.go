@@ -108,10 +108,12 @@ func (r *rig) launch() {
 	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	j, err := durable.OpenJournal(filepath.Join(r.dir, "journal"), orchestrator.Capacity)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	var j *durable.Journal
+	r.eventually("journal", func() bool { // another test may be starting a broker, which has all files until it runs
+		var err error
+		j, err = durable.OpenJournal(filepath.Join(r.dir, "journal"), orchestrator.Capacity)
+		return err == nil
+	})
 	gate, err := rebootgate.New(rebootgate.Config{Topic: r.cfg.SafeTopic})
 	if err != nil {
 		r.t.Fatal(err)
@@ -140,6 +142,19 @@ func (r *rig) launch() {
 		}
 		r.abort()
 	}
+	r.eventually("connection to the bus", func() bool { return r.m.Counters().Up })
+}
+
+// running returns how many requests for the current state are under way, and whether it is thought that there is a connection.
+func (r *rig) running() (n int, up bool) {
+	r.t.Helper()
+	looked := make(chan struct{})
+	r.m.sent <- func() {
+		n, up = len(r.m.current.running), r.m.current.up
+		close(looked)
+	}
+	<-looked
+	return n, up
 }
 
 func (r *rig) agent(s agents.Script) *agents.Agent {
@@ -375,6 +390,8 @@ func TestTheCurrentStateIsPublishedOnRequest(t *testing.T) {
 	r := start(t, nil)
 	c, _ := r.both()
 	m := agents.Watch(t, r.broker.URL(), "vehicle")
+	idle := func() bool { n, _ := r.running(); return n == 0 }
+	r.eventually("end of the first request", idle)
 	begin := time.Now()
 	for i, request := range []string{`{"activityId":"c0"}`, `{"activityId":"c1","timestamp":"x","payload":{"y":[]}}`, `{"activityId":"c2"`} {
 		m.PublishRaw("vehicleupdate/currentstate/get", []byte(request))
@@ -386,6 +403,7 @@ func TestTheCurrentStateIsPublishedOnRequest(t *testing.T) {
 		m.PublishRaw("vehicleupdate/currentstate/get", []byte(request))
 		r.eventually(request, func() bool { return anonymous() == i+1 })
 	}
+	r.eventually("end of all requests", idle)
 	if took := time.Since(begin); took > r.cfg.Agents["containers"].ReadTimeout {
 		t.Errorf("took %s although all agents have answered", took)
 	}

@@ -20,6 +20,8 @@ func TestTheBrokerMayRestart(t *testing.T) {
 	r.update(m, "a1", "2")
 
 	m.Forget()
+	r.broker.Stop()
+	r.eventually("loss of the connection", func() bool { _, up := r.running(); return !up && !r.m.Counters().Up && !r.m.Status().Connected })
 	r.broker.Restart()
 	r.eventually("current state after the restart", func() bool { return on(m.Messages(), "vehicleupdate/currentstate", "initial-current-state-") > 0 })
 	r.update(m, "a2", "3")
