@@ -35,7 +35,7 @@ type Engine interface {
 	// in it.
 	Subscribe(ctx context.Context) <-chan ctrmodel.Event
 
-	// Pull makes sure that an image is here.
+	// Pull makes sure that an image is here. It does not call progress after it has returned.
 	Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
 	Images(ctx context.Context) ([]ctrmodel.StoredImage, error)
 }

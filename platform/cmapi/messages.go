@@ -246,8 +246,8 @@ func fromContainer(c *ctrmodel.Container) *container {
 	return m
 }
 
-// model is the container, with what it says wrong in the error. A nil message is the empty one.
-func (m *container) model() (*ctrmodel.Container, error) {
+// model is the container. What makes none is the error.
+func (m container) model() (*ctrmodel.Container, error) {
 	h, err := value(m.HostConfig).model()
 	if err != nil {
 		return nil, fmt.Errorf("host_config: %w", err)

@@ -40,9 +40,14 @@ func ParseDescriptor(data []byte) (c *Container, odd, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	c.Forget()
+	return c, odd, nil
+}
+
+// Forget takes away what is for the engine to say, and not for who wants a container.
+func (c *Container) Forget() {
 	c.State, c.NetworkSettings, c.Created, c.RestartCount, c.ManuallyStopped, c.StartedBefore = State{}, nil, "", 0, false, false
 	c.ResolvConfPath, c.HostsPath, c.HostnamePath = "", "", ""
-	return c, odd, nil
 }
 
 // ParseOriginal reads a container from the store of Eclipse Kanto's container management, where memory without swap means

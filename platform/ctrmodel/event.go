@@ -32,6 +32,7 @@ type Event struct {
 
 // Stats is what a container uses. What is not known is 0.
 type Stats struct {
+	ID         string
 	Time       time.Time
 	CPU        time.Duration // used since it was started, all CPUs together
 	SystemCPU  time.Duration // that all CPUs could have given since the host was started
