@@ -37,10 +37,7 @@ var sequences = []struct {
 	{"identification-fails", agents.Script{Fail: versions(agents.Identify, "no such image")}, agents.Script{Style: agents.Leda}, "containers: no such image", false},
 }
 
-const (
-	slow  = time.Second
-	quiet = 4 * time.Second // nothing more is going to come; longer than an agent's readTimeout
-)
+const slow = time.Second
 
 func versions(component, version string) map[string]string {
 	return map[string]string{component: version}
@@ -78,13 +75,12 @@ func compare(t *testing.T, manager, name string, containers, self agents.Script)
 	north := agents.Watch(t, b.URL(), "vehicle")
 	north.Apply("a1", agents.Desire(agents.Target{Domain: "containers", Component: "app", Version: "2"}, agents.Target{Domain: "self-update", Component: "os-image", Version: "2"}))
 	end := north.End("a1", limit)
-	for n := -1; n != len(all.Of("a1")); time.Sleep(quiet) {
-		n = len(all.Of("a1"))
-	}
 	want, err := golden.ReadFile(path.Join("testdata", name+".txt"))
-	if err != nil {
-		t.Fatal(err)
+	must(t, err)
+	for begin := time.Now(); agents.Compare(string(want), all.Of("a1")) != "" && time.Since(begin) < limit/3; {
+		time.Sleep(50 * time.Millisecond)
 	}
+	time.Sleep(slow) // nothing may follow
 	if d := agents.Compare(string(want), all.Of("a1")); d != "" {
 		t.Error(d)
 		for _, m := range all.Of("a1") {
