@@ -79,8 +79,8 @@ func Start(tb testing.TB, broker string, s Script) *Agent {
 	if s.Style == Resuming {
 		a.journal = tb.TempDir()
 	}
-	a.launch()
 	tb.Cleanup(a.Stop)
+	a.launch()
 	return a
 }
 
