@@ -10,8 +10,10 @@ package containerd
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"sdvbox/platform/grpc"
@@ -101,8 +103,13 @@ func collect[T, E any](ctx context.Context, c *conn, method string, req any, lis
 }
 
 func wrap(err error) error {
-	if err == nil {
+	var e *grpc.Error
+	switch {
+	case err == nil:
 		return nil
+	case errors.As(err, &e) && e.Code == grpc.Unknown && strings.Contains(e.Message, context.DeadlineExceeded.Error()):
+		// The deadline was told to containerd, which has noticed first, and does not know the code for it.
+		err = &grpc.Error{Code: grpc.DeadlineExceeded, Message: e.Message}
 	}
 	return fmt.Errorf("containerd: %w", err)
 }

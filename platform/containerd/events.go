@@ -127,12 +127,12 @@ type envelope struct {
 }
 
 // Subscribe begins to receive the events of the client's namespace that one of the filters matches, like
-// topic==/tasks/exit, or all if there is none. When it returns, no further event is missed.
+// topic=="/tasks/exit", or all if there is none. When it returns, no further event is missed.
 func (c *Client) Subscribe(ctx context.Context, filters ...string) (*Subscription, error) {
 	// containerd does not say when it has begun. So an event of our own is sent until it comes back.
 	s := &Subscription{marker: "/sdvbox/subscribed/" + strings.ToLower(rand.Text())}
 	namespace := fmt.Sprintf("namespace==%q", c.conn.namespace)
-	req := filtered{[]string{namespace + ",topic==" + s.marker}}
+	req := filtered{[]string{fmt.Sprintf("%s,topic==%q", namespace, s.marker)}}
 	if len(filters) == 0 {
 		req.Filters = []string{namespace}
 	}

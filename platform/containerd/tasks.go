@@ -96,7 +96,7 @@ func (c Containers) Update(ctx context.Context, container *Container, fields ...
 	return c.container(ctx, "Update", &containerMessage{container, mask(fields)})
 }
 
-// Delete deletes a container, which must not have a task.
+// Delete deletes a container. Containerd does not look whether it has a task.
 func (c Containers) Delete(ctx context.Context, id string) error {
 	return c.conn.call(ctx, "containers.v1.Containers/Delete", &byID{id}, &empty{})
 }
@@ -146,7 +146,7 @@ type Process struct {
 	ExitedAt    *protobuf.Timestamp `pb:"10"`
 }
 
-// IO is the FIFOs of a process; "" is none.
+// IO is the FIFOs of a process, "" for none. A process has both outputs or neither; with a terminal, it has no Stderr.
 type IO struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool

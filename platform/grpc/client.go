@@ -225,10 +225,12 @@ func (e streamError) Error() string { return "stream error" }
 func fromTransport(ctx context.Context, err error) error {
 	var e *Error
 	var reset streamError
+	deadline, limited := ctx.Deadline()
 	switch {
 	case errors.As(err, &e):
 		return e
-	case ctx.Err() == context.DeadlineExceeded, errors.Is(err, context.DeadlineExceeded):
+	// The clock is asked because the server, which knows the deadline, may end the call before our timer does.
+	case limited && !time.Now().Before(deadline), errors.Is(err, context.DeadlineExceeded):
 		return &Error{DeadlineExceeded, "the deadline has passed"}
 	case ctx.Err() == context.Canceled, errors.Is(err, context.Canceled):
 		return &Error{Canceled, "the call was cancelled"}

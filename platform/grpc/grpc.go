@@ -106,8 +106,20 @@ func frame(m any) ([]byte, error) {
 	return b, nil
 }
 
+// body is the body of a request or a response. It tells the loss of the connection from an end that the peer has chosen.
+type body struct{ io.Reader }
+
+func (b body) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if err == io.ErrUnexpectedEOF {
+		err = &Error{Unavailable, "connection lost"}
+	}
+	return n, err
+}
+
 // readMessage reads a frame. The error is io.EOF if there is none, an Error if it is not one.
 func readMessage(r io.Reader, m any) error {
+	r = body{r}
 	var head [5]byte
 	if _, err := io.ReadFull(r, head[:]); err == io.ErrUnexpectedEOF {
 		return errTruncated
@@ -124,13 +136,13 @@ func readMessage(r io.Reader, m any) error {
 		return Errorf(ResourceExhausted, "message of %d bytes is longer than %d", n, maxMessage)
 	}
 	// The length is a claim: believe no more of it than a megabyte.
-	body := bytes.NewBuffer(make([]byte, 0, min(n, 1<<20)+bytes.MinRead))
-	if _, err := io.CopyN(body, r, n); err == io.EOF {
+	data := bytes.NewBuffer(make([]byte, 0, min(n, 1<<20)+bytes.MinRead))
+	if _, err := io.CopyN(data, r, n); err == io.EOF {
 		return errTruncated
 	} else if err != nil {
 		return err
 	}
-	if err := protobuf.Unmarshal(body.Bytes(), m); err != nil {
+	if err := protobuf.Unmarshal(data.Bytes(), m); err != nil {
 		return Errorf(Internal, "%v", err)
 	}
 	return nil
