@@ -92,7 +92,7 @@ func (m *Machine) reported(ev Reported) {
 		m.arm(d)
 	}
 	f := ev.Feedback
-	f.Message = clip(f.Message)
+	f.Message = clip(cmp.Or(f.Message, reason(f.Actions)))
 	switch status := f.Status; status {
 	case updateproto.StatusIdentifying:
 	case updateproto.StatusIdentified:
@@ -135,6 +135,16 @@ func (m *Machine) reported(ev Reported) {
 	default:
 		m.stepped(d, f)
 	}
+}
+
+// reason is why a domain has failed, if its agent has written that to an action only, as that of Eclipse Kanto does.
+func reason(actions []updateproto.Action) string {
+	for _, x := range actions {
+		if strings.HasSuffix(x.Status, "_FAILURE") {
+			return x.Message
+		}
+	}
+	return ""
 }
 
 // answers reports whether a status shows that the order has arrived. What was

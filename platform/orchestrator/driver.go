@@ -225,6 +225,7 @@ func (d *Driver) step(ctx context.Context, ev Event) error {
 	d.mu.Lock()
 	effects, dirty := d.m.Handle(time.Now(), ev)
 	d.mu.Unlock()
+	var said <-chan struct{} // closed when the north has heard what the agents must not know before it
 	if dirty {
 		early := false
 		effects = slices.DeleteFunc(effects, func(e Effect) bool {
@@ -232,7 +233,7 @@ func (d *Driver) step(ctx context.Context, ev Event) error {
 			if !ok || s.Kind != Early {
 				return false
 			}
-			d.publish(ctx, s)
+			said = d.publish(ctx, s)
 			early = true
 			return true
 		})
@@ -244,7 +245,16 @@ func (d *Driver) step(ctx context.Context, ev Event) error {
 		}
 	}
 	for _, e := range effects {
-		d.do(ctx, e)
+		switch e := e.(type) {
+		case Say:
+			if s := d.say(ctx, e); e.Kind != Running {
+				said = s
+			}
+		case Send:
+			d.send(e, said)
+		default:
+			d.do(ctx, e)
+		}
 	}
 	return nil
 }
@@ -298,16 +308,6 @@ func (s *State) shrink() {
 // do carries out an effect, as far as it does not take time.
 func (d *Driver) do(ctx context.Context, e Effect) {
 	switch e := e.(type) {
-	case Say:
-		if e.Kind == Running && !d.throttle.pass(time.Now(), e) {
-			return
-		}
-		if e.Kind == Final {
-			d.throttle.stop(e.ID)
-		}
-		d.publish(ctx, e)
-	case Send:
-		d.send(e)
 	case Ask:
 		d.queue(d.north, "consent request", func(ctx context.Context) {
 			if err := d.ports.Consent(ctx, e.ID, e.At, e.Command); err != nil {
@@ -340,8 +340,20 @@ func (d *Driver) do(ctx context.Context, e Effect) {
 	}
 }
 
-// publish queues a feedback.
-func (d *Driver) publish(ctx context.Context, s Say) {
+// say publishes a feedback unless it comes too soon after another.
+func (d *Driver) say(ctx context.Context, s Say) (said <-chan struct{}) {
+	if s.Kind == Running && !d.throttle.pass(time.Now(), s) {
+		return nil
+	}
+	if s.Kind == Final {
+		d.throttle.stop(s.ID)
+	}
+	return d.publish(ctx, s)
+}
+
+// publish queues a feedback. The channel is closed when it has been published, or could not be.
+func (d *Driver) publish(ctx context.Context, s Say) <-chan struct{} {
+	said := make(chan struct{})
 	connection := d.connection
 	retry := func() {
 		if s.Kind == Final {
@@ -350,6 +362,7 @@ func (d *Driver) publish(ctx context.Context, s Say) {
 	}
 	queued := d.queue(d.north, "feedback", func(ctx context.Context) {
 		err := d.ports.Feedback(ctx, s.ID, s.At, s.Feedback)
+		close(said)
 		switch {
 		case err != nil:
 			d.failed(ctx, "cannot publish feedback", err, "activity", s.ID, "status", s.Feedback.Status)
@@ -360,18 +373,27 @@ func (d *Driver) publish(ctx context.Context, s Say) {
 		}
 	})
 	if !queued {
+		close(said)
 		retry()
 	}
+	return said
 }
 
-// send queues an order for an agent.
-func (d *Driver) send(s Send) {
+// send queues an order for an agent, which waits until the north has been told; nil: there is nothing to tell.
+func (d *Driver) send(s Send, said <-chan struct{}) {
 	o, ok := d.agents[s.Domain]
 	if !ok {
 		d.log.Error("no agent is configured for the domain of an order", "domain", s.Domain, "activity", s.ID)
 		return
 	}
 	d.queue(o, "order", func(ctx context.Context) {
+		if said != nil {
+			select {
+			case <-said:
+			case <-ctx.Done():
+				return
+			}
+		}
 		var err error
 		if s.Desired != nil {
 			err = d.ports.Desired(ctx, s.Domain, s.ID, s.At, *s.Desired)
