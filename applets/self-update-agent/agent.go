@@ -109,7 +109,8 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifie
 	}
 	defer journal.Close()
 	journal.AfterSave = o.afterSave
-	bus, err := mqttbus.Connect(ctx, o.MQTT.Config(o.Server, name), log, mqttbus.Options{
+	// The bus outlives the agent, for which its end would be a failure.
+	bus, err := mqttbus.Connect(context.WithoutCancel(ctx), o.MQTT.Config(o.Server, name), log, mqttbus.Options{
 		Subscriptions: updateagent.Subscriptions(selfupdate.DomainID),
 	})
 	if err != nil {
