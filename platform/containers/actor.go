@@ -1,0 +1,523 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"sdvbox/platform/ctrmodel"
+)
+
+// rank is what an order may interrupt: those of lower rank.
+type rank int
+
+const (
+	starting rank = iota
+	stopping
+	removing
+)
+
+var errInterrupted = ctrmodel.Errorf(ctrmodel.Cancelled, "interrupted by an order to stop or remove the container")
+
+// order is something to be done by the goroutine of a container.
+type order struct {
+	rank   rank
+	run    func(*actor, context.Context) error
+	cancel context.CancelCauseFunc
+	done   chan error
+}
+
+// actor is the goroutine of one container.
+type actor struct {
+	e       *Engine
+	id      string
+	orders  chan *order
+	again   chan struct{} // what there is may have changed
+	gone    chan struct{} // closed when the container is
+	current atomic.Pointer[order]
+	view    atomic.Pointer[ctrmodel.Container] // what others see, never changed
+	oom     atomic.Bool
+	looked  chan struct{} // closed when it has been as wanted, or that has failed, for the first time
+
+	// What only the goroutine uses.
+	rec     *record
+	proc    *process    // that is watched
+	timer   *time.Timer // until the next settle
+	waiting bool        // for the restart policy's pause
+	stuck   bool        // the end of the process could not be dealt with, which the timer repeats
+	held    bool        // at rest for a while, whatever is wanted
+	pauses  pauses
+	said    string // the last failure, to be said once
+}
+
+// process is one that runs, or ran. Its end is a state, not an event: it does not matter who looks when.
+type process struct {
+	since time.Time
+	ended chan struct{}
+	exit  Exit // once ended is closed
+}
+
+func (p *process) alive() bool {
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+func newActor(e *Engine, r *record) *actor {
+	a := &actor{e: e, id: r.ID, rec: r, orders: make(chan *order), again: make(chan struct{}, 1), gone: make(chan struct{}), looked: make(chan struct{})}
+	a.view.Store(r.Container.Clone())
+	return a
+}
+
+// do has a container's goroutine run something. Who does not wait for the end any more does not end it.
+func (e *Engine) do(ctx context.Context, id string, r rank, run func(*actor, context.Context) error) error {
+	a, err := e.actor(id)
+	if err != nil {
+		return err
+	}
+	if err := e.connected(ctx); err != nil {
+		return err
+	}
+	o := &order{rank: r, run: run, done: make(chan error, 1)}
+	for sent := false; !sent; {
+		if cur := a.current.Load(); cur != nil && cur.rank < r {
+			cur.cancel(errInterrupted)
+		}
+		select {
+		case a.orders <- o:
+			sent = true
+		case <-time.After(100 * time.Millisecond): // there may be another one to interrupt
+		case <-a.gone:
+			return noContainer(id)
+		case <-e.life.Done():
+			return stoppingError()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	select {
+	case err := <-o.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// look makes the actor compare what is wanted with what there is.
+func (a *actor) look() {
+	select {
+	case a.again <- struct{}{}:
+	default:
+	}
+}
+
+func (a *actor) loop(ctx context.Context) {
+	settle := &order{rank: starting, run: (*actor).keep}
+	for {
+		var ended <-chan struct{}
+		if a.proc != nil && !a.stuck {
+			ended = a.proc.ended
+		}
+		var due <-chan time.Time
+		if a.timer != nil {
+			due = a.timer.C
+		}
+		next := settle
+		select {
+		case next = <-a.orders:
+		case <-ended:
+		case <-due:
+			a.cancelTimer()
+		case <-a.again:
+			a.stuck = false
+		case <-ctx.Done():
+			return
+		}
+		a.run(ctx, next)
+		select {
+		case <-a.gone:
+			return
+		default:
+		}
+	}
+}
+
+func (a *actor) run(ctx context.Context, o *order) {
+	ctx, o.cancel = context.WithCancelCause(ctx)
+	a.current.Store(o)
+	err := o.run(a, ctx)
+	a.current.Store(nil)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause
+	}
+	o.cancel(nil)
+	if o.done != nil {
+		o.done <- err
+	}
+}
+
+// goal is what the record wants, at this moment.
+func (a *actor) goal() Goal {
+	switch {
+	case a.rec.State.Status == ctrmodel.Dead:
+		return Gone
+	case a.rec.Run && !a.held && !a.waiting:
+		return Running
+	}
+	return AtRest
+}
+
+// settle takes the container to its goal. The options are for a process that has to be ended on the way.
+func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
+	is, err := a.e.look(ctx, a.id)
+	if err != nil {
+		return err
+	}
+	is.Watched, is.Recorded = a.proc.alive(), a.rec.State.HasProcess() || a.proc != nil
+	killed := false
+	for _, step := range Reconcile(a.goal(), is) {
+		switch step {
+		case Prepare:
+			err = a.e.backend.Prepare(ctx, &a.rec.Container)
+		case Adopt:
+			err = a.adopt(ctx, is.Task == TaskPaused)
+		case Kill:
+			killed = true
+			err = a.kill(ctx, o, is.Task == TaskPaused)
+		case Collect:
+			err = a.collect(ctx, killed, is.Task == TaskEnded)
+		case Release:
+			err = a.bounded(ctx, a.e.backend.Release)
+		case Launch:
+			err = a.launch(ctx)
+		case Discard:
+			err = a.bounded(ctx, a.e.backend.Discard)
+		case Forget:
+			err = a.forget()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) look(ctx context.Context, id string) (Actual, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.times.call)
+	defer cancel()
+	return e.backend.Look(ctx, id)
+}
+
+func (a *actor) bounded(ctx context.Context, step func(context.Context, *ctrmodel.Container) error) error {
+	ctx, cancel := context.WithTimeout(ctx, a.e.times.call)
+	defer cancel()
+	return step(ctx, &a.rec.Container)
+}
+
+// keep is settle when nobody asked for it: failures are a matter of the restart policy, or of time.
+func (a *actor) keep(ctx context.Context) error {
+	err := a.settle(ctx, ctrmodel.StopOptions{Force: true})
+	if err != nil && ctx.Err() == nil {
+		a.failed(err)
+	}
+	if a.rec.State.Status != ctrmodel.Dead || err == nil {
+		a.settled()
+	}
+	return err
+}
+
+func (a *actor) settled() {
+	select {
+	case <-a.looked:
+	default:
+		close(a.looked)
+	}
+}
+
+// notLaunched is the failure of a container to start.
+type notLaunched struct{ error }
+
+func (n notLaunched) Unwrap() error { return n.error }
+
+// failed decides what comes after an attempt of the engine's own that has failed.
+func (a *actor) failed(err error) {
+	log := a.e.Log.With("container", a.rec.Name, "id", a.id, "error", err)
+	var n notLaunched
+	if !errors.As(err, &n) {
+		a.stuck = true
+		a.wait(a.e.times.retry)
+		if a.said != err.Error() {
+			a.said = err.Error()
+			log.Warn("container is not as wanted, trying again")
+		}
+		return
+	}
+	if !a.restartable(true) {
+		log.Error("container cannot be started, given up")
+	} else {
+		log.Warn("container cannot be started, trying again", "attempt", a.rec.RestartCount, "pause", a.pauses.last)
+	}
+	a.commit("")
+}
+
+// restartable asks the restart policy, and sets the time for the next attempt.
+func (a *actor) restartable(failed bool) bool {
+	p := a.rec.HostConfig.RestartPolicy
+	a.rec.Run = again(p, failed, a.rec.RestartCount)
+	if a.rec.Run {
+		var ran time.Duration
+		if a.proc != nil {
+			ran = time.Since(a.proc.since)
+		}
+		a.rec.RestartCount++
+		a.waiting = true
+		a.wait(a.pauses.next(ran, p.RetryTimeout))
+	}
+	return a.rec.Run
+}
+
+func (a *actor) wait(d time.Duration) {
+	if a.timer != nil {
+		a.timer.Stop()
+	}
+	a.timer = time.NewTimer(d)
+}
+
+func (a *actor) cancelTimer() {
+	if a.timer != nil {
+		a.timer.Stop()
+	}
+	a.timer, a.waiting, a.stuck = nil, false, false
+}
+
+// save writes the record.
+func (a *actor) save() error {
+	if err := a.e.store.save(a.rec); err != nil {
+		kind := ctrmodel.Internal
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			kind = ctrmodel.ResourceExhausted
+		}
+		return ctrmodel.Errorf(kind, "save the record of container %s: %w", a.rec.Name, err)
+	}
+	return nil
+}
+
+// commit tells everybody what has happened. It did, even if that cannot be written down.
+func (a *actor) commit(what ctrmodel.Action) {
+	if err := a.save(); err != nil {
+		a.e.Log.Error("state of a container is not kept", "id", a.id, "error", err)
+	}
+	a.publish(what)
+}
+
+func (a *actor) publish(what ctrmodel.Action) {
+	c := a.rec.Container.Clone()
+	a.view.Store(c)
+	if what != "" {
+		a.e.events.publish(ctrmodel.Event{Time: time.Now(), Action: what, Container: c})
+	}
+}
+
+// want writes down a wish before it is acted on; it is taken back if that is not possible.
+func (a *actor) want(change func(*record)) error {
+	before := *a.rec
+	change(a.rec)
+	if err := a.save(); err != nil {
+		*a.rec = before
+		return err
+	}
+	a.publish("")
+	return nil
+}
+
+// watch waits for the end of the process, however often containerd goes away meanwhile.
+func (a *actor) watch(since time.Time) {
+	p := &process{since: since, ended: make(chan struct{})}
+	a.proc = p
+	a.e.all.Go(func() {
+		for {
+			exit, err := a.e.backend.Wait(a.e.life, a.id)
+			if err == nil {
+				p.exit = exit
+				close(p.ended)
+				return
+			}
+			select {
+			case <-a.e.life.Done():
+				return
+			case <-time.After(a.e.times.retry):
+			}
+		}
+	})
+}
+
+func (a *actor) launch(ctx context.Context) error {
+	select { // many at a time would only hinder each other
+	case a.e.launches <- struct{}{}:
+		defer func() { <-a.e.launches }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	a.oom.Store(false)
+	bound, cancel := context.WithTimeout(ctx, a.e.times.call)
+	defer cancel()
+	pid, err := a.e.backend.Launch(bound, &a.rec.Container)
+	if err != nil {
+		// Whatever has been made must not be in the way of the next attempt, even if this one has been interrupted.
+		if rerr := a.bounded(context.WithoutCancel(ctx), a.e.backend.Release); rerr != nil {
+			a.e.Log.Warn("cannot clear away a failed start", "container", a.rec.Name, "error", rerr)
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		a.rec.NetworkSettings = nil
+		a.rec.State.SetNotStarted(err.Error())
+		a.commit(ctrmodel.ActionStopped)
+		if ctrmodel.KindOf(err) == ctrmodel.Unavailable {
+			return err
+		}
+		return notLaunched{err}
+	}
+	now := time.Now()
+	a.watch(now)
+	a.rec.State.SetRunning(pid, now)
+	a.rec.StartedBefore = true
+	a.commit(ctrmodel.ActionRunning)
+	return nil
+}
+
+func (a *actor) adopt(ctx context.Context, paused bool) error {
+	bound, cancel := context.WithTimeout(ctx, a.e.times.call)
+	defer cancel()
+	pid, err := a.e.backend.Adopt(bound, &a.rec.Container)
+	if err != nil {
+		return err
+	}
+	since, err := time.Parse(time.RFC3339Nano, a.rec.State.StartedAt)
+	if err != nil || !a.rec.State.HasProcess() {
+		since = time.Now()
+	}
+	a.watch(since)
+	before := a.rec.State
+	if !before.HasProcess() {
+		a.rec.State.SetRunning(pid, since)
+	}
+	a.rec.State.PID, a.rec.StartedBefore = pid, true
+	switch {
+	case paused:
+		a.rec.State.SetPaused()
+	case before.Status == ctrmodel.Paused:
+		a.rec.State.SetResumed()
+	}
+	if a.rec.State != before {
+		a.commit(ctrmodel.ActionRunning)
+	}
+	return nil
+}
+
+// kill ends the process and waits for that.
+func (a *actor) kill(ctx context.Context, o ctrmodel.StopOptions, paused bool) error {
+	signal, err := ctrmodel.ParseSignal(o.Signal)
+	if err != nil {
+		return err
+	}
+	timeout := a.e.StopTimeout
+	if o.Timeout > 0 {
+		timeout = time.Duration(o.Timeout) * time.Second
+	}
+	for {
+		if err := a.signal(ctx, signal, paused); err != nil {
+			return err
+		}
+		select {
+		case <-a.proc.ended:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(timeout):
+		}
+		if signal == syscall.SIGKILL || !o.Force {
+			return ctrmodel.Errorf(ctrmodel.DeadlineExceeded, "container %s still runs %v after %v", a.rec.Name, timeout, signal)
+		}
+		signal = syscall.SIGKILL
+	}
+}
+
+func (a *actor) signal(ctx context.Context, s syscall.Signal, paused bool) error {
+	ctx, cancel := context.WithTimeout(ctx, a.e.times.call)
+	defer cancel()
+	if err := a.e.backend.Kill(ctx, a.id, s); err != nil {
+		return err
+	}
+	if paused { // frozen processes get no signals
+		return a.e.backend.Resume(ctx, a.id)
+	}
+	return nil
+}
+
+// collect writes down how the process has ended, and what follows from that.
+func (a *actor) collect(ctx context.Context, killed, known bool) error {
+	restored := a.proc == nil
+	exit := Exit{Lost: true, At: time.Now()}
+	if !restored && !a.proc.alive() {
+		exit = a.proc.exit
+	} else if known { // before whoever watches the process could tell
+		bound, cancel := context.WithTimeout(ctx, a.e.times.call)
+		defer cancel()
+		var err error
+		if exit, err = a.e.backend.Wait(bound, a.id); err != nil {
+			return err
+		}
+	}
+	a.rec.NetworkSettings = nil
+	what := ctrmodel.ActionExited
+	switch {
+	case a.rec.State.Status == ctrmodel.Dead:
+		what = ""
+	case killed || !a.rec.Run || a.held:
+		what = ctrmodel.ActionStopped
+		a.rec.State.SetStopped(exit.Code, exit.At)
+	default:
+		oom, reason := exit.OOM || a.oom.Load(), ""
+		if exit.Lost {
+			reason = "the process was lost, its exit code is not known"
+		} else if oom {
+			reason = "killed because its memory was used up"
+		}
+		a.rec.State.SetExited(exit.Code, exit.At, oom, reason)
+		if exit.Lost && restored {
+			// It did not end by itself: the machine was restarted. That is no failure to be counted.
+			a.rec.Run = again(a.rec.HostConfig.RestartPolicy, true, 0)
+			a.waiting = true
+			a.wait(0)
+		} else {
+			a.restartable(exit.Lost || exit.Code != 0)
+		}
+	}
+	a.proc = nil
+	a.commit(what)
+	return nil
+}
+
+func (a *actor) forget() error {
+	if err := a.e.store.forget(a.id); err != nil {
+		return fmt.Errorf("remove the record of container %s: %w", a.rec.Name, err)
+	}
+	a.e.drop(a)
+	a.cancelTimer()
+	a.settled()
+	a.publish(ctrmodel.ActionRemoved)
+	close(a.gone)
+	return nil
+}

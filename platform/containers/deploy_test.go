@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sdvbox/platform/ctrmodel"
+)
+
+// deployRig is a rig that deploys from the directory it returns.
+func deployRig(t *testing.T, files map[string]string, change ...func(*Config)) (*rig, string) {
+	dir := t.TempDir()
+	for name, text := range files {
+		write(t, dir, name, text)
+	}
+	r := newRig(t, append(change, func(c *Config) {
+		c.Deployment.Dirs = []string{dir}
+		if c.Deployment.Period == 0 {
+			c.Deployment.Period = 5 * time.Millisecond
+		}
+	})...)
+	return r, dir
+}
+
+func write(t *testing.T, dir, name, text string) {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *rig) awaitName(name, what string, is func(*ctrmodel.Container) bool) *ctrmodel.Container {
+	r.t.Helper()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		c, err := r.ByName(r.t.Context(), name)
+		if err == nil && is(c) {
+			return c
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("container %s is not %s: %v, %+v", name, what, err, c)
+		}
+	}
+}
+
+func isRunning(c *ctrmodel.Container) bool { return c.State.Running }
+
+const seat1 = `{"container_name": "seat", "image": {"name": "example.org/seat:1"}}`
+
+func TestDescriptorsAreDeployed(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{
+		"seat.json":           seat1,
+		"below/nameless.json": `{"image": {"name": "example.org/n:1"}}`,
+		"message.json":        `{"name": "message", "image": {"name": "example.org/m:1"}, "host_config": {"restart_policy": {"type": "no"}}}`,
+		"empty-list.json":     `{"container_name": "privileged", "image": {"name": "x"}, "host_config": {"privileged": true, "devices": []}}`,
+		"broken.json":         `{"container_name": "broken", `,
+		"wrong.json":          `{"container_name": "wrong name", "image": {"name": "x"}}`,
+		"twin.json":           seat1,
+		"off.json.disabled":   `{"container_name": "off", "image": {"name": "x"}}`,
+	})
+	for _, name := range []string{"seat", "nameless", "message", "privileged"} {
+		r.awaitName(name, "running", isRunning)
+	}
+	if c := r.awaitName("message", "", isRunning); c.HostConfig.RestartPolicy.Type != ctrmodel.RestartNever {
+		t.Errorf("policy %+v", c.HostConfig.RestartPolicy)
+	}
+	r.restart()
+	r.awaitName("nameless", "adopted", func(c *ctrmodel.Container) bool { return c.State.PID == 4712 })
+	write(t, dir, "broken.json", `{"container_name": "broken", "image": {"name": "x"}}`)
+	r.awaitName("broken", "running", isRunning)
+	if list, _ := r.List(t.Context()); len(list) != 5 {
+		t.Errorf("%d containers: %+v", len(list), list)
+	}
+}
+
+func TestChangedDescriptorIsApplied(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": `{"container_id": "fixed", "container_name": "seat", "image": {"name": "example.org/seat:1"}}`})
+	first := r.awaitName("seat", "running", isRunning)
+	if first.ID != "fixed" {
+		t.Errorf("id %s", first.ID)
+	}
+	// In place.
+	write(t, dir, "seat.json", `{"container_id": "fixed", "container_name": "seat", "image": {"name": "example.org/seat:1"},
+		"host_config": {"restart_policy": {"type": "always"}, "resources": {"memory": "64M"}}}`)
+	c := r.awaitName("seat", "updated", func(c *ctrmodel.Container) bool { return c.HostConfig.Resources.Memory == "64M" })
+	if c.ID != first.ID || c.HostConfig.RestartPolicy.Type != "always" || r.fake.launched("fixed") != 1 {
+		t.Errorf("updated: %+v", c)
+	}
+	// By another container, although the id is taken.
+	write(t, dir, "seat.json", `{"container_id": "fixed", "container_name": "seat", "image": {"name": "example.org/seat:2"}}`)
+	c = r.awaitName("seat", "replaced", func(c *ctrmodel.Container) bool { return c.Image.Name == "example.org/seat:2" && c.State.Running })
+	if c.ID == first.ID {
+		t.Error("replaced by itself")
+	}
+	if list, _ := r.List(t.Context()); len(list) != 1 {
+		t.Errorf("%d containers", len(list))
+	}
+	// Without a word of difference.
+	write(t, dir, "seat.json", `{ "container_id": "fixed", "container_name": "seat", "image": {"name": "example.org/seat:2"}}`)
+	time.Sleep(50 * time.Millisecond)
+	if again := r.awaitName("seat", "", isRunning); again.ID != c.ID || r.fake.launched(c.ID) != 1 {
+		t.Errorf("touched: %+v", again)
+	}
+}
+
+func TestDescriptorIsAppliedOnce(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1, "gone.json": `{"container_name": "gone", "image": {"name": "x"}}`,
+		"stopped.json": `{"container_name": "stopped", "image": {"name": "x"}}`})
+	gone, stopped := r.awaitName("gone", "running", isRunning), r.awaitName("stopped", "running", isRunning)
+	old := r.awaitName("seat", "running", isRunning)
+	// What an update and a user do is meant.
+	fresh, err := r.Replace(t.Context(), old.ID, &ctrmodel.Container{Name: "seat", Image: ctrmodel.Image{Name: "example.org/seat:2"}})
+	r.must(err)
+	r.must(r.Stop(t.Context(), stopped.ID, force))
+	r.must(r.Remove(t.Context(), gone.ID, true, force))
+	for range 2 {
+		r.restart()
+		r.awaitName("seat", "running", isRunning)
+		time.Sleep(50 * time.Millisecond)
+		if c, _ := r.ByName(t.Context(), "seat"); c.ID != fresh.ID {
+			t.Errorf("the update was undone: %+v", c)
+		}
+		if _, err := r.ByName(t.Context(), "gone"); err == nil {
+			t.Error("the removed container is back")
+		}
+		r.steady(stopped.ID, ctrmodel.Stopped)
+	}
+	// Until somebody asks for it.
+	r.must(r.Deploy(t.Context()))
+	if c, _ := r.ByName(t.Context(), "seat"); c.Image.Name != "example.org/seat:1" || !c.State.Running {
+		t.Errorf("deployed again: %+v", c)
+	}
+	for _, name := range []string{"gone", "stopped"} {
+		if c, err := r.ByName(t.Context(), name); err != nil || !c.State.Running {
+			t.Errorf("deployed again: %v, %+v", err, c)
+		}
+	}
+	// A file that goes and comes again counts as new.
+	r.must(r.Stop(t.Context(), stopped.ID, force))
+	r.must(r.Remove(t.Context(), stopped.ID, false, force))
+	r.must(os.Remove(filepath.Join(dir, "stopped.json")))
+	time.Sleep(50 * time.Millisecond)
+	write(t, dir, "stopped.json", `{"container_name": "stopped", "image": {"name": "x"}}`)
+	r.awaitName("stopped", "running", isRunning)
+}
+
+func TestReplacementThatDoesNotStartIsTakenBack(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1})
+	old := r.awaitName("seat", "running", isRunning)
+	r.fake.mu.Lock()
+	r.fake.launch = func(c *ctrmodel.Container) error {
+		if strings.HasSuffix(c.Image.Name, ":2") {
+			return errors.New("bad program")
+		}
+		return nil
+	}
+	r.fake.mu.Unlock()
+	write(t, dir, "seat.json", `{"container_name": "seat", "image": {"name": "example.org/seat:2"}}`)
+	r.await(old.ID, "started again", func(c *ctrmodel.Container) bool { return r.fake.launched(old.ID) == 2 && c.State.Running })
+	r.steady(old.ID, ctrmodel.Running)
+	if list, _ := r.List(t.Context()); len(list) != 1 {
+		t.Errorf("%d containers", len(list))
+	}
+}
+
+func TestDeploymentIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	r, _ := deployRig(t, nil)
+	r.fake.mu.Lock()
+	tries := 0
+	r.fake.prepare = func(context.Context, *ctrmodel.Container) error {
+		if tries++; tries < 3 {
+			return ctrmodel.Errorf(ctrmodel.Unavailable, "no network yet")
+		}
+		return nil
+	}
+	r.fake.mu.Unlock()
+	write(t, r.cfg.Deployment.Dirs[0], "seat.json", seat1)
+	r.awaitName("seat", "running", isRunning)
+	if tries != 3 {
+		t.Errorf("%d tries", tries)
+	}
+}
+
+func TestInitialDeploymentHappensOnce(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1}, func(c *Config) { c.Deployment.Init = true })
+	c := r.awaitName("seat", "running", isRunning)
+	r.must(r.Remove(t.Context(), c.ID, true, force))
+	write(t, dir, "other.json", `{"container_name": "other", "image": {"name": "x"}}`)
+	r.restart()
+	time.Sleep(50 * time.Millisecond)
+	if list, _ := r.List(t.Context()); len(list) != 0 {
+		t.Errorf("containers %+v", list)
+	}
+}
+
+func TestContainerWithoutItsDescriptor(t *testing.T) {
+	t.Parallel()
+	for _, prune := range []bool{false, true} {
+		r, dir := deployRig(t, map[string]string{"seat.json": seat1, "other.json": `{"container_name": "other", "image": {"name": "x"}}`},
+			func(c *Config) { c.Deployment.Prune = prune })
+		id := r.awaitName("seat", "running", isRunning).ID
+		r.awaitName("other", "running", isRunning)
+		own := r.running("own")
+		write(t, dir, "seat.json", `{"container_name`) // half a file is not none
+		time.Sleep(50 * time.Millisecond)
+		r.steady(id, ctrmodel.Running)
+		r.must(os.Remove(filepath.Join(dir, "seat.json")))
+		if prune {
+			for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+				if _, err := r.Get(t.Context(), id); err != nil {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatal("not removed")
+				}
+			}
+			os.RemoveAll(dir)
+		} else {
+			r.steady(id, ctrmodel.Running)
+		}
+		r.steady(own, ctrmodel.Running)
+		r.awaitName("other", "running", isRunning)
+	}
+}
+
+// A power cut at any step of a replacement leaves one container, running: the old one or the new one.
+func TestReplacementCutAnywhere(t *testing.T) {
+	for cut := range 4 {
+		r := newRig(t)
+		old := r.running("seat")
+		fresh, err := r.Succeed(t.Context(), old, &ctrmodel.Container{Name: "seat", Image: ctrmodel.Image{Name: "example.org/seat:2"}})
+		r.must(err)
+		if cut >= 1 {
+			r.must(r.do(t.Context(), old, stopping, (*actor).hold))
+		}
+		if cut >= 2 {
+			r.must(r.Start(t.Context(), fresh.ID))
+		}
+		if cut >= 3 {
+			r.must(r.Remove(t.Context(), old, true, force))
+		}
+		r.restart()
+		if cut < 2 {
+			r.awaitStatus(old, ctrmodel.Running)
+			r.await(old, "alone", func(*ctrmodel.Container) bool { return len(r.list()) == 1 })
+			continue
+		}
+		r.steady(fresh.ID, ctrmodel.Running)
+		if cut == 2 {
+			if s := r.get(old).State.Status; s != ctrmodel.Stopped {
+				t.Errorf("both run: the old one is %v", s)
+			}
+			r.must(r.Commit(t.Context(), fresh.ID))
+		}
+		if c, err := r.ByName(t.Context(), "seat"); err != nil || c.ID != fresh.ID || len(r.list()) != 1 {
+			t.Errorf("by name: %v, %v", c, err)
+		}
+	}
+}
+
+func TestContainersOfTheOriginalAreTakenOver(t *testing.T) {
+	t.Parallel()
+	home := t.TempDir()
+	for id, text := range map[string]string{
+		"runs":    `"container_name": "a", "state": {"status": 2, "running": true, "pid": 77}, "started_successfully_before": true`,
+		"ended":   `"container_name": "b", "state": {"status": 3, "exit_code": 137}, "started_successfully_before": true`,
+		"stopped": `"container_name": "c", "state": {"status": 3}, "started_successfully_before": true, "manually_stopped": true`,
+		"failed":  `"container_name": "d", "state": {"status": 5, "exit_code": 1}, "started_successfully_before": true, "host_config": {"network_mode": "bridge", "restart_policy": {"type": "no"}}`,
+		"new":     `"container_name": "e", "state": {"status": 1}`,
+		"twin":    `"container_name": "a", "state": {"status": 1}`,
+	} {
+		write(t, home, "containers/"+id+"/config.json", fmt.Sprintf(`{"container_id": %q, "image": {"name": "example.org/x:1"}, %s}`, id, text))
+	}
+	write(t, home, "containers/broken/config.json", `{"container_id": `)
+	write(t, home, "containers/onlylogs/json.log", "")
+	f := newFake()
+	for _, id := range []string{"runs", "ended", "stopped", "failed", "new", "twin"} {
+		f.boxes[id] = &box{snapshot: true}
+	}
+	f.prepare = func(context.Context, *ctrmodel.Container) error { return errors.New("its snapshot is not used") }
+	r := newRig(t, func(c *Config) { c.Original = home })
+	r.stop()
+	r.must(os.RemoveAll(filepath.Join(r.cfg.StateDir, "containers")))
+	r.fake = f
+	r.start()
+	for id, want := range map[string]ctrmodel.Status{"runs": ctrmodel.Running, "ended": ctrmodel.Running, "stopped": ctrmodel.Stopped,
+		"failed": ctrmodel.Exited, "new": ctrmodel.Created, "twin": ctrmodel.Created} {
+		r.awaitStatus(id, want)
+	}
+	if c := r.get("twin"); c.Name == r.get("runs").Name {
+		t.Errorf("two containers have the name %s", c.Name)
+	}
+	// Only once.
+	for _, a := range r.list() {
+		r.must(r.Remove(t.Context(), a.id, true, force))
+	}
+	r.restart()
+	if list, _ := r.List(t.Context()); len(list) > 0 {
+		t.Errorf("taken over again: %+v", list)
+	}
+}
+
+func TestUnreadableRecordHarmsNobody(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	good, bad := r.running("good"), r.make("bad")
+	r.stop()
+	dir := filepath.Join(r.cfg.StateDir, "containers")
+	r.must(os.WriteFile(filepath.Join(dir, bad, recordName), []byte(`{"container_id": "other"}`), 0o600))
+	r.must(os.Mkdir(filepath.Join(dir, "empty"), 0o700))
+	r.start()
+	r.awaitStatus(good, ctrmodel.Running)
+	if _, err := r.Get(t.Context(), bad); err == nil {
+		t.Error("there is a container with the record of another one")
+	}
+	if _, err := os.Stat(filepath.Join(dir, bad, recordName)); err != nil {
+		t.Error("the evidence is gone")
+	}
+}
+
+// An agent of before reads what this one writes.
+func TestRecordIsTheOriginalsJSON(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a")
+	data, err := os.ReadFile(filepath.Join(r.cfg.StateDir, "containers", id, "config.json"))
+	r.must(err)
+	var c struct {
+		ID    string `json:"container_id"`
+		State struct {
+			Status int `json:"status"`
+			PID    int `json:"pid"`
+		} `json:"state"`
+		Run bool `json:"desired_running"`
+	}
+	r.must(json.Unmarshal(data, &c))
+	if c.ID != id || c.State.Status != 2 || c.State.PID != 4711 || !c.Run {
+		t.Errorf("record %s", data)
+	}
+}

@@ -1,0 +1,500 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package containers keeps containers as they are wanted to be.
+//
+// What is wanted of a container is written to the store before anything is done about it. One goroutine for each container
+// then compares that with what there is and takes the steps between, see Reconcile. It does so when a client asks for
+// something, when a process has ended, when a restart policy's pause is over, when the agent starts and whenever containerd
+// comes back: no notification has to arrive for the outcome to be right. Containers do not need the agent to run; its end
+// does not touch them.
+package containers
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"sdvbox/platform/ctrmodel"
+)
+
+// Config is what an Engine needs to know.
+type Config struct {
+	StateDir    string        // of the engine's own files
+	Original    string        // home of an original agent, whose containers are taken over by an engine that never had any
+	StopTimeout time.Duration // between a signal and what comes next, if nobody says otherwise; 0: 30 s
+	StopOnExit  bool          // stop the containers when the engine ends
+	Deployment  Deployment
+	Log         *slog.Logger
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	Code int64
+	At   time.Time
+	OOM  bool // killed because memory was short
+	Lost bool // nobody knows: the machine was restarted, or containerd has lost the process
+}
+
+// backend is what the engine works with: containerd, and the images, networks and logs around it. What is done already is no
+// error to any method. Errors are of kind Unavailable when containerd does not answer.
+type backend interface {
+	// Connect returns when the connection to containerd has been lost, or cannot be made. In between it has called up, and
+	// oom for containers that run out of memory. What no container of keep uses, and nobody else, may be cleared away.
+	Connect(ctx context.Context, keep []*ctrmodel.Container, up func(), oom func(id string)) error
+
+	Look(ctx context.Context, id string) (Actual, error) // all but what only the engine knows
+	Prepare(ctx context.Context, c *ctrmodel.Container) error
+	Launch(ctx context.Context, c *ctrmodel.Container) (pid int64, err error) // fills in network and paths
+	Adopt(ctx context.Context, c *ctrmodel.Container) (pid int64, err error)
+	Wait(ctx context.Context, id string) (Exit, error) // until the process has ended; one that is not there is lost
+	Kill(ctx context.Context, id string, s syscall.Signal) error
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	Limit(ctx context.Context, c *ctrmodel.Container) error // of the running process
+	Release(ctx context.Context, c *ctrmodel.Container) error
+	Discard(ctx context.Context, c *ctrmodel.Container) error
+
+	Attach(ctx context.Context, c *ctrmodel.Container, s ctrmodel.Streams, attached func()) error
+	Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.ExecOptions, s ctrmodel.Streams) (code int, err error)
+	Logs(ctx context.Context, c *ctrmodel.Container, o ctrmodel.LogOptions, yield func([]byte) error) error
+	Stats(ctx context.Context, c *ctrmodel.Container) (ctrmodel.Stats, error)
+}
+
+// Times that tests shorten.
+type times struct {
+	connect time.Duration // how long a call waits for containerd
+	retry   time.Duration // between attempts at what failed for no fault of a container
+	call    time.Duration // what containerd may take for one step, other than to get an image
+}
+
+// Engine keeps the containers of one store.
+type Engine struct {
+	Config
+	store   store
+	backend backend
+	times   times
+	events  hub
+
+	life context.Context // of the containers' goroutines
+	end  context.CancelFunc
+	all  sync.WaitGroup
+
+	launches chan struct{} // as many as may go on at a time
+	deployer deployer
+
+	mu     sync.Mutex
+	actors map[string]*actor
+	names  map[string]string // id by name
+	up     chan struct{}     // closed while there is a connection to containerd
+	down   error             // why there is none
+}
+
+func newEngine(cfg Config, b backend) (*Engine, error) {
+	if cfg.StopTimeout <= 0 {
+		cfg.StopTimeout = 30 * time.Second
+	}
+	s, err := openStore(filepath.Join(cfg.StateDir, "containers"), cfg.Original, cfg.Log)
+	if err != nil {
+		return nil, fmt.Errorf("store of containers: %w", err)
+	}
+	records, err := s.load(cfg.Log)
+	if err != nil {
+		return nil, fmt.Errorf("store of containers: %w", err)
+	}
+	e := &Engine{
+		Config: cfg, store: s, backend: b,
+		times:  times{connect: 3 * time.Second, retry: time.Second, call: time.Minute},
+		actors: map[string]*actor{}, names: map[string]string{},
+		launches: make(chan struct{}, 4*runtime.NumCPU()),
+		up:       make(chan struct{}), down: errors.New("not connected yet"),
+	}
+	e.life, e.end = context.WithCancel(context.Background())
+	for _, r := range records {
+		if r.State.Status == ctrmodel.Creating { // whoever waited for it is gone
+			r.State.SetDead()
+		}
+		e.actors[r.ID] = newActor(e, r)
+		e.names[r.Name] = r.ID
+	}
+	e.resumeReplacements()
+	return e, nil
+}
+
+// Run keeps the containers until ctx ends. They go on then, unless the configuration says otherwise.
+func (e *Engine) Run(ctx context.Context) error {
+	e.mu.Lock()
+	for _, a := range e.actors {
+		e.all.Go(func() { a.loop(e.life) })
+	}
+	e.mu.Unlock()
+	e.all.Go(func() { e.connect(e.life) })
+	e.deploy(ctx)
+	if e.StopOnExit {
+		e.stopAll()
+	}
+	e.mu.Lock() // nothing is added any more
+	e.end()
+	e.mu.Unlock()
+	e.all.Wait()
+	return ctx.Err()
+}
+
+// stopAll stops the containers, all at the same time, and keeps in mind which are to run again.
+func (e *Engine) stopAll() {
+	var all sync.WaitGroup
+	for _, a := range e.list() {
+		all.Go(func() {
+			if err := e.do(e.life, a.id, stopping, (*actor).hold); err != nil {
+				e.Log.Warn("cannot stop container", "container", a.id, "error", err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// connect keeps the connection to containerd.
+func (e *Engine) connect(ctx context.Context) {
+	for said := ""; ctx.Err() == nil; {
+		var keep []*ctrmodel.Container
+		for _, a := range e.list() {
+			keep = append(keep, a.view.Load())
+		}
+		connected := false
+		err := e.backend.Connect(ctx, keep, func() {
+			connected = true
+			e.Log.Info("connected to containerd")
+			e.mu.Lock()
+			close(e.up)
+			e.mu.Unlock()
+			for _, a := range e.list() {
+				a.look()
+			}
+		}, e.noteOOM)
+		if ctx.Err() != nil {
+			return
+		}
+		e.mu.Lock()
+		e.down = err
+		if connected {
+			e.up, said = make(chan struct{}), ""
+		}
+		e.mu.Unlock()
+		if said != err.Error() {
+			said = err.Error()
+			e.Log.Warn("waiting for containerd; containers go on", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(e.times.retry):
+		}
+	}
+}
+
+// Ready says why the engine can do nothing, or nil.
+func (e *Engine) Ready() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	select {
+	case <-e.up:
+		return nil
+	default:
+		return ctrmodel.Errorf(ctrmodel.Unavailable, "containerd does not answer: %w", e.down)
+	}
+}
+
+// connected waits a little for containerd.
+func (e *Engine) connected(ctx context.Context) error {
+	e.mu.Lock()
+	up := e.up
+	e.mu.Unlock()
+	select {
+	case <-up:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(e.times.connect):
+		return e.Ready()
+	}
+}
+
+func (e *Engine) noteOOM(id string) {
+	if a, err := e.actor(id); err == nil {
+		a.oom.Store(true)
+	}
+}
+
+func (e *Engine) list() []*actor {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := make([]*actor, 0, len(e.actors))
+	for _, a := range e.actors {
+		list = append(list, a)
+	}
+	return list
+}
+
+func (e *Engine) actor(id string) (*actor, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if a := e.actors[id]; a != nil {
+		return a, nil
+	}
+	return nil, noContainer(id)
+}
+
+func stoppingError() error {
+	return ctrmodel.Errorf(ctrmodel.Unavailable, "the container agent is stopping")
+}
+
+func noContainer(id string) error {
+	return ctrmodel.Errorf(ctrmodel.NotFound, "no container with id %s", id)
+}
+
+// List returns all containers, the oldest first.
+func (e *Engine) List(context.Context) ([]*ctrmodel.Container, error) {
+	var list []*ctrmodel.Container
+	for _, a := range e.list() {
+		list = append(list, a.view.Load().Clone())
+	}
+	slices.SortFunc(list, func(a, b *ctrmodel.Container) int {
+		return cmp.Or(cmp.Compare(a.Created, b.Created), cmp.Compare(a.ID, b.ID))
+	})
+	return list, nil
+}
+
+// Get returns the container with an id.
+func (e *Engine) Get(_ context.Context, id string) (*ctrmodel.Container, error) {
+	a, err := e.actor(id)
+	if err != nil {
+		return nil, err
+	}
+	return a.view.Load().Clone(), nil
+}
+
+// ByName returns the container with a name.
+func (e *Engine) ByName(ctx context.Context, name string) (*ctrmodel.Container, error) {
+	e.mu.Lock()
+	id := e.names[name]
+	e.mu.Unlock()
+	if id == "" {
+		return nil, ctrmodel.Errorf(ctrmodel.NotFound, "no container with name %s", name)
+	}
+	return e.Get(ctx, id)
+}
+
+// Subscribe returns all events from now on, those of one container in order. The channel is closed when ctx ends, and when
+// its reader is so far behind that events would be lost.
+func (e *Engine) Subscribe(ctx context.Context) <-chan ctrmodel.Event { return e.events.subscribe(ctx) }
+
+// Create gets the image of a container and prepares its file system. The end of ctx ends that, and nothing is left.
+func (e *Engine) Create(ctx context.Context, c *ctrmodel.Container) (*ctrmodel.Container, error) {
+	return e.create(ctx, c, "")
+}
+
+func (e *Engine) create(ctx context.Context, c *ctrmodel.Container, replaces string) (*ctrmodel.Container, error) {
+	c = c.Clone()
+	c.Defaults(newID)
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if err := e.connected(ctx); err != nil {
+		return nil, err
+	}
+	c.Created = ctrmodel.Time(time.Now())
+	c.State = ctrmodel.State{PID: -1, Status: ctrmodel.Creating}
+	c.NetworkSettings, c.RestartCount, c.ManuallyStopped, c.StartedBefore = nil, 0, false, false
+
+	if err := e.add(&record{Container: *c, Replaces: replaces}); err != nil {
+		return nil, err
+	}
+	err := e.do(ctx, c.ID, starting, func(a *actor, inner context.Context) error { return a.create(inner, ctx) })
+	if err != nil {
+		return nil, err
+	}
+	return e.Get(ctx, c.ID)
+}
+
+// add begins with a container. Only the one that it replaces may have its name.
+func (e *Engine) add(r *record) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.actors[r.ID] != nil {
+		return ctrmodel.Errorf(ctrmodel.AlreadyExists, "there is a container with id %s already", r.ID)
+	}
+	if err := e.claim(r.Name, r.ID, r.Replaces); err != nil {
+		return err
+	}
+	if e.life.Err() != nil {
+		return stoppingError()
+	}
+	a := newActor(e, r)
+	e.actors[r.ID] = a
+	e.all.Go(func() { a.loop(e.life) })
+	return nil
+}
+
+// claim gives a container its name unless another one has it. One that is being replaced keeps it until it is gone. The lock
+// is held.
+func (e *Engine) claim(name, id, replaces string) error {
+	switch other := e.names[name]; other {
+	case "":
+		e.names[name] = id
+	case replaces, id:
+	default:
+		return ctrmodel.Errorf(ctrmodel.AlreadyExists, "there is a container with name %s already, id %s", name, other)
+	}
+	return nil
+}
+
+// unclaim takes the name from a container, for the one that replaces it if there is one. The lock is held.
+func (e *Engine) unclaim(name, id string) {
+	if e.names[name] != id {
+		return
+	}
+	delete(e.names, name)
+	for other, a := range e.actors {
+		if other != id && a.view.Load().Name == name {
+			e.names[name] = other
+		}
+	}
+}
+
+func (e *Engine) drop(a *actor) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.actors, a.id)
+	e.unclaim(a.rec.Name, a.id)
+}
+
+// newID is a random UUID.
+func newID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// Start gives a container a process. It is not tried again if that fails.
+func (e *Engine) Start(ctx context.Context, id string) error {
+	return e.do(ctx, id, starting, (*actor).start)
+}
+
+// Stop ends the process of a container, for good: no restart policy brings it back. Without o.Force, one that does not heed
+// the signal goes on.
+func (e *Engine) Stop(ctx context.Context, id string, o ctrmodel.StopOptions) error {
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	return e.do(ctx, id, stopping, func(a *actor, ctx context.Context) error { return a.stop(ctx, o) })
+}
+
+// Restart ends the process of a container, by force if need be, and starts another one.
+func (e *Engine) Restart(ctx context.Context, id string, o ctrmodel.StopOptions) error {
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	return e.do(ctx, id, starting, func(a *actor, ctx context.Context) error { return a.restart(ctx, o) })
+}
+
+// Pause freezes the processes of a container.
+func (e *Engine) Pause(ctx context.Context, id string) error {
+	return e.do(ctx, id, starting, (*actor).suspend)
+}
+
+// Unpause lets them go on.
+func (e *Engine) Unpause(ctx context.Context, id string) error {
+	return e.do(ctx, id, starting, (*actor).resume)
+}
+
+// Update changes what can be changed without a new container.
+func (e *Engine) Update(ctx context.Context, id string, o ctrmodel.UpdateOptions) error {
+	return e.do(ctx, id, starting, func(a *actor, ctx context.Context) error { return a.update(ctx, o) })
+}
+
+// Rename gives a container another name, which nobody else has.
+func (e *Engine) Rename(ctx context.Context, id, name string) error {
+	a, err := e.actor(id)
+	if err != nil {
+		return err
+	}
+	if name == "" || name == a.view.Load().Name {
+		return nil
+	}
+	if err := ctrmodel.ValidateName(name); err != nil {
+		return err
+	}
+	return e.do(ctx, id, starting, func(a *actor, _ context.Context) error { return a.rename(name) })
+}
+
+// Remove removes a container and all that belongs to it. One with a process has to be forced; that is stopped, then killed.
+func (e *Engine) Remove(ctx context.Context, id string, force bool, o ctrmodel.StopOptions) error {
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	r := starting
+	if force {
+		r = removing
+	}
+	return e.do(ctx, id, r, func(a *actor, ctx context.Context) error { return a.remove(ctx, force, o) })
+}
+
+// Attach connects to the standard streams of a container's process until their end. It calls attached once nothing of the
+// output can be missed any more; the process may be started after that.
+func (e *Engine) Attach(ctx context.Context, id string, s ctrmodel.Streams, attached func()) error {
+	c, err := e.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	return e.backend.Attach(ctx, c, s, attached)
+}
+
+// Exec runs another process in a container and returns its exit code.
+func (e *Engine) Exec(ctx context.Context, id string, o ctrmodel.ExecOptions, s ctrmodel.Streams) (code int, err error) {
+	c, err := e.process(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	if len(o.Args) == 0 {
+		return 0, ctrmodel.Errorf(ctrmodel.InvalidArgument, "nothing to execute")
+	}
+	return e.backend.Exec(ctx, c, o, s)
+}
+
+// Logs yields the lines of a container's log.
+func (e *Engine) Logs(ctx context.Context, id string, o ctrmodel.LogOptions, yield func(line []byte) error) error {
+	c, err := e.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if c.HostConfig.Log.Driver.Type == ctrmodel.LogNone {
+		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s keeps no log", c.Name)
+	}
+	return e.backend.Logs(ctx, c, o, yield)
+}
+
+// Stats returns what a container uses.
+func (e *Engine) Stats(ctx context.Context, id string) (ctrmodel.Stats, error) {
+	c, err := e.process(ctx, id)
+	if err != nil {
+		return ctrmodel.Stats{}, err
+	}
+	return e.backend.Stats(ctx, c)
+}
+
+// process returns a container that has a process.
+func (e *Engine) process(ctx context.Context, id string) (*ctrmodel.Container, error) {
+	c, err := e.Get(ctx, id)
+	if err == nil && !c.State.HasProcess() {
+		err = ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s is not running but %s", c.Name, c.State.Status)
+	}
+	return c, err
+}

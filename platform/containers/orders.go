@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containers
+
+import (
+	"context"
+	"errors"
+
+	"sdvbox/platform/ctrmodel"
+)
+
+// The orders that clients give. They run in the goroutine of the container.
+
+func (a *actor) refuse(why string) error {
+	return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s %s", a.rec.Name, why)
+}
+
+// create is ended also by the end of caller.
+func (a *actor) create(ctx, caller context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(caller, func() { cancel(context.Cause(caller)) })()
+	err := a.save()
+	if err == nil {
+		a.publish("")
+		err = a.e.backend.Prepare(ctx, &a.rec.Container)
+	}
+	if err == nil {
+		a.rec.State.SetCreated()
+		err = a.save()
+	}
+	if err == nil {
+		a.settled()
+		a.publish(ctrmodel.ActionCreated)
+		return nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	a.rec.State.SetDead()
+	if cerr := a.keep(context.WithoutCancel(ctx)); cerr != nil {
+		err = errors.Join(err, cerr)
+	}
+	return err
+}
+
+// begin writes down that there is to be a process.
+func (a *actor) begin() error {
+	switch s := a.rec.State; {
+	case s.Status == ctrmodel.Dead:
+		return a.refuse("is being removed")
+	case s.HasProcess():
+		return a.refuse("is " + s.Status.String() + " already")
+	}
+	if err := a.want(func(r *record) { r.Run, r.ManuallyStopped, r.RestartCount = true, false, 0 }); err != nil {
+		return err
+	}
+	a.cancelTimer()
+	a.held, a.pauses = false, pauses{}
+	return nil
+}
+
+// start tries once.
+func (a *actor) start(ctx context.Context) error {
+	if err := a.begin(); err != nil {
+		return err
+	}
+	err := a.settle(ctx, ctrmodel.StopOptions{})
+	if err != nil && ctx.Err() == nil { // else whoever interrupted it decides
+		a.rec.Run = false
+		a.commit("")
+	}
+	return err
+}
+
+// startAndKeep is a start of which the restart policy takes care if it fails.
+func (a *actor) startAndKeep(ctx context.Context) error {
+	if err := a.begin(); err != nil {
+		return err
+	}
+	return a.keep(ctx)
+}
+
+func (a *actor) stop(ctx context.Context, o ctrmodel.StopOptions) error {
+	if !a.rec.State.HasProcess() && !a.rec.Run || a.rec.State.Status == ctrmodel.Dead {
+		return a.refuse("is not running but " + a.rec.State.Status.String())
+	}
+	if err := a.want(func(r *record) { r.Run, r.ManuallyStopped = false, true }); err != nil {
+		return err
+	}
+	a.cancelTimer()
+	had := a.rec.State.HasProcess()
+	err := a.settle(ctx, o)
+	switch {
+	case err != nil && a.proc.alive() && ctrmodel.KindOf(err) == ctrmodel.DeadlineExceeded:
+		a.rec.Run, a.rec.ManuallyStopped = true, false
+		a.commit("")
+	case err == nil && !had: // there was only the next attempt to call off
+		a.rec.State.Status, a.rec.State.Exited = ctrmodel.Stopped, false
+		a.commit(ctrmodel.ActionStopped)
+	}
+	return err
+}
+
+func (a *actor) restart(ctx context.Context, o ctrmodel.StopOptions) error {
+	if a.rec.State.Status == ctrmodel.Dead {
+		return a.refuse("is being removed")
+	}
+	err := a.want(func(r *record) { r.Run, r.ManuallyStopped, r.RestartCount = true, false, 0 })
+	if err != nil {
+		return err
+	}
+	o.Force = true
+	a.cancelTimer()
+	a.held = true
+	err = a.settle(ctx, o)
+	a.held = false
+	if err != nil {
+		return err
+	}
+	return a.start(ctx)
+}
+
+// hold ends the process for a while; what is wanted of the container stays as it is.
+func (a *actor) hold(ctx context.Context) error {
+	a.cancelTimer()
+	a.held = true
+	return a.settle(ctx, ctrmodel.StopOptions{Force: true})
+}
+
+// unhold makes the container as wanted again.
+func (a *actor) unhold(ctx context.Context) error {
+	a.held = false
+	return a.keep(ctx)
+}
+
+func (a *actor) suspend(ctx context.Context) error {
+	if a.rec.State.Status != ctrmodel.Running {
+		return a.refuse("is not running but " + a.rec.State.Status.String())
+	}
+	if err := a.e.backend.Pause(ctx, a.id); err != nil {
+		return err
+	}
+	a.rec.State.SetPaused()
+	a.commit(ctrmodel.ActionPaused)
+	return nil
+}
+
+func (a *actor) resume(ctx context.Context) error {
+	if a.rec.State.Status != ctrmodel.Paused {
+		return a.refuse("is not paused but " + a.rec.State.Status.String())
+	}
+	if err := a.e.backend.Resume(ctx, a.id); err != nil {
+		return err
+	}
+	a.rec.State.SetResumed()
+	a.commit(ctrmodel.ActionResumed)
+	return nil
+}
+
+func (a *actor) update(ctx context.Context, o ctrmodel.UpdateOptions) error {
+	before := a.rec.HostConfig
+	changed, err := a.rec.Update(o)
+	if err != nil || !changed {
+		return err
+	}
+	if a.rec.State.HasProcess() && before.Resources != a.rec.HostConfig.Resources {
+		err = a.bounded(ctx, a.e.backend.Limit)
+	}
+	if err == nil {
+		err = a.save()
+	}
+	if err != nil {
+		a.rec.HostConfig = before
+		return err
+	}
+	a.publish(ctrmodel.ActionUpdated)
+	ended := a.rec.StartedBefore && !a.rec.ManuallyStopped && !a.rec.State.HasProcess() && a.rec.State.Status != ctrmodel.Dead
+	if before.RestartPolicy != a.rec.HostConfig.RestartPolicy && ended {
+		a.cancelTimer()
+		a.restartable(a.rec.State.ExitCode != 0 || a.rec.State.Error != "")
+		a.commit("")
+	}
+	return nil
+}
+
+func (a *actor) rename(name string) error {
+	a.e.mu.Lock()
+	err := a.e.claim(name, a.id, "")
+	a.e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	old := a.rec.Name
+	if err = a.want(func(r *record) { r.Name = name }); err == nil {
+		a.publish(ctrmodel.ActionRenamed)
+	} else {
+		old = name
+	}
+	a.e.mu.Lock()
+	defer a.e.mu.Unlock()
+	a.e.unclaim(old, a.id)
+	return err
+}
+
+func (a *actor) remove(ctx context.Context, force bool, o ctrmodel.StopOptions) error {
+	if a.rec.State.HasProcess() && !force {
+		return a.refuse("is " + a.rec.State.Status.String() + ", stop it first or use force")
+	}
+	if err := a.want(func(r *record) { r.Run = false; r.State.SetDead() }); err != nil {
+		return err
+	}
+	a.cancelTimer()
+	o.Force = true
+	err := a.settle(ctx, o)
+	if err != nil {
+		a.failed(err) // goes on, even if nobody asks again
+	}
+	return err
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containers
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/durable"
+)
+
+// record is what the store keeps of a container. What is wanted is written before it is done, so that it is done even if
+// the agent is killed half-way.
+type record struct {
+	ctrmodel.Container
+	Run      bool   `json:"desired_running"`    // there should be a process, now or when the restart policy says so
+	Replaces string `json:"replaces,omitempty"` // id of the container that is kept until this one has proved itself
+}
+
+// store keeps one directory for each container.
+type store struct{ dir string }
+
+const recordName = "config.json"
+
+// openStore opens the store in dir. If there is none yet, it takes over the containers in the home of an original agent.
+func openStore(dir, original string, log *slog.Logger) (store, error) {
+	s := store{dir}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return s, err
+	}
+	if err := durable.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
+		return s, err
+	}
+	next := store{dir + ".new"} // the directory appears whole or not at all
+	if err := errors.Join(os.RemoveAll(next.dir), durable.MkdirAll(next.dir, 0o711)); err != nil {
+		return s, err
+	}
+	records, err := original2records(original, log)
+	if err != nil {
+		return s, fmt.Errorf("take over the containers of %s: %w", original, err)
+	}
+	for _, r := range records {
+		if err := next.save(r); err != nil {
+			return s, err
+		}
+	}
+	if len(records) > 0 {
+		log.Info("took over the containers of the original agent", "from", original, "containers", len(records))
+	}
+	return s, durable.Rename(next.dir, dir)
+}
+
+// load returns the records. One that cannot be read is left out, and left where it is.
+func (s store) load(log *slog.Logger) ([]*record, error) {
+	dirs, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	var records []*record
+	for _, d := range dirs {
+		path := filepath.Join(s.dir, d.Name(), recordName)
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // of a container that is gone, or never came to be
+		}
+		r := new(record)
+		if err == nil {
+			err = json.Unmarshal(data, r)
+		}
+		if err == nil {
+			err = r.check(d.Name())
+		}
+		if err != nil {
+			log.Error("cannot read the record of a container, left alone", "file", path, "error", err)
+			continue
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+func (r *record) check(id string) error {
+	if r.ID != id {
+		return fmt.Errorf("container_id %q, expected %q as the directory says", r.ID, id)
+	}
+	r.Defaults(func() string { return id })
+	return r.Validate()
+}
+
+func (s store) save(r *record) error {
+	dir := filepath.Join(s.dir, r.ID)
+	if err := durable.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	// The environment of a container may hold secrets.
+	return durable.WriteFile(filepath.Join(dir, recordName), data, 0o600)
+}
+
+// forget removes a record for good, and then what else is in its directory.
+func (s store) forget(id string) error {
+	dir := filepath.Join(s.dir, id)
+	if err := durable.Remove(filepath.Join(dir, recordName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// original2records reads the containers of an original agent. Its containers and ours have the same names in containerd, so
+// that the records are all there is to move.
+func original2records(home string, log *slog.Logger) ([]*record, error) {
+	if home == "" {
+		return nil, nil
+	}
+	dirs, err := os.ReadDir(filepath.Join(home, "containers"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var records []*record
+	names := map[string]bool{}
+	for _, d := range dirs {
+		path := filepath.Join(home, "containers", d.Name(), recordName)
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // only logs
+		}
+		var c *ctrmodel.Container
+		if err == nil {
+			c, err = ctrmodel.ParseOriginal(data)
+		}
+		r := &record{}
+		if err == nil {
+			r.Container = *c
+			err = r.check(d.Name())
+		}
+		if err != nil {
+			log.Error("cannot take over a container of the original agent", "file", path, "error", err)
+			continue
+		}
+		if names[r.Name] { // were allowed
+			r.Name += "-" + r.ID
+			log.Warn("two containers of the original agent have the same name, renamed one", "id", r.ID, "name", r.Name)
+		}
+		names[r.Name] = true
+		// Its sandbox and its generated files end with the original agent.
+		r.NetworkSettings, r.ResolvConfPath, r.HostsPath, r.HostnamePath = nil, "", "", ""
+		r.Run = r.HasProcess() || r.StartedBefore && !r.ManuallyStopped && r.State.Status != ctrmodel.Dead &&
+			again(r.HostConfig.RestartPolicy, r.State.ExitCode != 0 || r.State.Error != "", r.RestartCount)
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// HasProcess reports whether the record says that there is a process.
+func (r *record) HasProcess() bool { return r.State.HasProcess() }
