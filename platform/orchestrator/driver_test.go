@@ -486,6 +486,26 @@ func TestTalkativeAgentsDoNotOverfillTheJournal(t *testing.T) {
 	})
 }
 
+func TestConsentDeliveredAgainIsNotTheNextOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := testConfig()
+		c.Consent = []string{"DOWNLOAD", "UPDATE"}
+		r := newRig(t, c)
+		r.handle(Connected{}, request("1", "a"), says("a", "1", "IDENTIFIED"))
+		r.expect("1 IDENTIFYING", "a 1 DESIREDSTATE", "1 IDENTIFIED", "1 RUNNING", "consent 1 DOWNLOAD")
+		r.handle(Answered{ID: "1", Approved: true, Fingerprint: "x"})
+		r.expect("a 1 DOWNLOAD")
+		r.handle(Answered{ID: "1", Approved: true, Fingerprint: "y"}) // nobody has asked
+		r.handle(says("a", "1", "DOWNLOAD_SUCCESS"))
+		r.expect("consent 1 UPDATE")
+		r.handle(Answered{ID: "1", Approved: true, Fingerprint: "x", Duplicate: true}, Answered{ID: "2", Approved: true})
+		r.expect()
+		r.handle(Answered{ID: "1", Approved: true, Fingerprint: "z", Duplicate: true})
+		r.expect("a 1 UPDATE")
+		r.stop()
+	})
+}
+
 func TestCancelSaysWhatItCannotCancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, testConfig())

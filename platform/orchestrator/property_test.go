@@ -479,6 +479,13 @@ func (w *world) effect(e Effect) {
 			}
 		})
 	case Reboot:
+		if a := w.m.Activity; a != nil {
+			for _, d := range a.Domains {
+				if d.Order != "" {
+					w.failf("the vehicle reboots while %s has to %s", d.ID, d.Order)
+				}
+			}
+		}
 		life := w.life
 		switch w.IntN(6) {
 		case 0:
