@@ -267,6 +267,9 @@ func (a *actor) end(order string) {
 		}
 		a.say("COMPLETED")
 		a.phase = "failed" // until it is released
+	case a.plan().quit == order:
+		a.say("INCOMPLETE")
+		a.idle()
 	case fails:
 		a.phase = "failed"
 		a.say(failure(order))

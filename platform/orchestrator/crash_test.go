@@ -48,6 +48,7 @@ type story struct {
 type plan struct {
 	fail    string // what it fails: DESIREDSTATE, a command, or BOOT
 	hang    string // what it never ends
+	quit    string // in which it says INCOMPLETE
 	nothing bool   // there is nothing to do
 }
 
@@ -66,6 +67,7 @@ func stories() []story {
 		{name: "activation fails", containers: plan{fail: "ACTIVATE"}, status: "INCOMPLETE", domains: "old new"},
 		{name: "activation fails, all or nothing", policy: All, containers: plan{fail: "ACTIVATE"}, reboot: true, status: "INCOMPLETE", domains: "old old"},
 		{name: "both fail", policy: All, containers: plan{fail: "UPDATE"}, os: plan{fail: "UPDATE"}, status: "INCOMPLETE", domains: "old old"},
+		{name: "one gives up, all or nothing", policy: All, os: plan{quit: "UPDATE"}, status: "INCOMPLETE", domains: "old old"},
 		{name: "cleanup fails", os: plan{fail: "CLEANUP"}, status: "COMPLETED", domains: "new new"},
 		{name: "nothing to do in one domain", os: plan{nothing: true}, reboot: true, status: "COMPLETED", domains: "new old"},
 		{name: "nothing to do", containers: plan{nothing: true}, os: plan{nothing: true}, status: "COMPLETED", domains: "old old"},
