@@ -467,9 +467,6 @@ func TestLifeOfAContainer(t *testing.T) {
 	if exit := must(c.Tasks.Delete(ctx, id, ""))(t); exit.Status != 7 {
 		t.Errorf("deleted %+v", exit)
 	}
-	if e, ok := next().(*TaskDelete); !ok || e.ContainerID != id || e.ExitStatus != 7 {
-		t.Errorf("event %+v", e)
-	}
 	_, err = c.Tasks.Get(ctx, id, "")
 	expect(t, err, grpc.NotFound)
 

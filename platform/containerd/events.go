@@ -41,7 +41,8 @@ type (
 		ExitStatus  uint32              `pb:"4"`
 		ExitedAt    *protobuf.Timestamp `pb:"5"`
 	}
-	// TaskDelete says that a process has been deleted, the task itself if ID is "".
+	// TaskDelete says that a process has been deleted, the task itself if ID is "". Now and then there is none for a
+	// task: the shim, which says it, has ended before it was heard.
 	TaskDelete struct {
 		ContainerID string              `pb:"1"`
 		Pid         uint32              `pb:"2"`
