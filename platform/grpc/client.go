@@ -270,6 +270,7 @@ func (c *Client) Stream(ctx context.Context, method string) (*ClientStream, erro
 		cancel()
 		return nil, err
 	}
+	context.AfterFunc(ctx, func() { r.CloseWithError(ctx.Err()) }) // while it reads, net/http does not look at the context
 	s := &ClientStream{cancel: cancel, body: w, started: make(chan struct{})}
 	go func() {
 		s.answer, s.err = c.roundTrip(request)
