@@ -460,8 +460,10 @@ func (a *actor) signal(ctx context.Context, s syscall.Signal, paused bool) error
 	if err := a.e.backend.Kill(ctx, a.id, s); err != nil {
 		return err
 	}
-	if paused { // frozen processes get no signals
-		return a.e.backend.Resume(ctx, a.id)
+	if paused { // frozen processes get no signals; one that was killed all the same cannot be resumed
+		if err := a.e.backend.Resume(ctx, a.id); ctrmodel.KindOf(err) == ctrmodel.Unavailable {
+			return err
+		}
 	}
 	return nil
 }

@@ -296,7 +296,7 @@ func TestContainersOfTheOriginalAreTakenOver(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Original = home })
 	r.stop()
 	r.must(os.RemoveAll(filepath.Join(r.cfg.StateDir, "containers")))
-	r.fake = f
+	r.fake, r.backend = f, f
 	r.start()
 	for id, want := range map[string]ctrmodel.Status{"runs": ctrmodel.Running, "ended": ctrmodel.Running, "stopped": ctrmodel.Stopped,
 		"failed": ctrmodel.Exited, "new": ctrmodel.Created, "twin": ctrmodel.Created} {

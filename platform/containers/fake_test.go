@@ -292,10 +292,11 @@ func (f *fake) Stats(context.Context, *ctrmodel.Container) (ctrmodel.Stats, erro
 // rig is an engine on a fake.
 type rig struct {
 	*Engine
-	t    *testing.T
-	fake *fake
-	cfg  Config
-	stop func() // ends the engine, containers go on
+	t       *testing.T
+	fake    *fake // nil with a real backend
+	backend backend
+	cfg     Config
+	stop    func() // ends the engine, containers go on
 }
 
 func newRig(t *testing.T, change ...func(*Config)) *rig {
@@ -309,6 +310,7 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 		f(&cfg)
 	}
 	r := &rig{t: t, fake: newFake(), cfg: cfg}
+	r.backend = r.fake
 	r.start()
 	return r
 }
@@ -316,11 +318,11 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 // start begins with an engine, in the state that the one before has left.
 func (r *rig) start() {
 	r.t.Helper()
-	e, err := newEngine(r.cfg, r.fake)
+	e, err := newEngine(r.cfg, r.backend)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	e.times = times{connect: 50 * time.Millisecond, retry: 10 * time.Millisecond, call: 5 * time.Second}
+	e.times = times{connect: 50 * time.Millisecond, retry: 10 * time.Millisecond, call: 20 * time.Second}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -391,7 +393,7 @@ func (r *rig) get(id string) *ctrmodel.Container {
 // await waits for a container to be as told.
 func (r *rig) await(id, what string, is func(*ctrmodel.Container) bool) *ctrmodel.Container {
 	r.t.Helper()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		c := r.get(id)
 		if is(c) {
 			return c

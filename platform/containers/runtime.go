@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containers
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"sdvbox/platform/containerd"
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/grpc"
+)
+
+// machine is the backend: containerd, with the network and the logs of this machine.
+type machine struct {
+	Parts
+	lease string
+}
+
+const snapshotter = "overlayfs"
+
+func snapshotOf(id string) string { return id + "-snapshot" }
+
+// model gives an error of containerd its kind, if it is about circumstances and not about what containerd was asked.
+func model(err error) error {
+	kind := ctrmodel.Internal
+	switch grpc.CodeOf(err) {
+	case grpc.Unavailable:
+		kind = ctrmodel.Unavailable
+	case grpc.Canceled:
+		kind = ctrmodel.Cancelled
+	case grpc.DeadlineExceeded:
+		kind = ctrmodel.DeadlineExceeded
+	case grpc.ResourceExhausted:
+		kind = ctrmodel.ResourceExhausted
+	case grpc.FailedPrecondition:
+		kind = ctrmodel.FailedPrecondition
+	default:
+		if err == nil || !strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
+			return err
+		}
+		kind = ctrmodel.ResourceExhausted
+	}
+	return ctrmodel.Errorf(kind, "%w", err)
+}
+
+func gone(err error) bool { return grpc.CodeOf(err) == grpc.NotFound }
+
+// unlessGone is err, unless what it is about is not there.
+func unlessGone(err error) error {
+	if gone(err) {
+		return nil
+	}
+	return model(err)
+}
+
+func (m *machine) Connect(ctx context.Context, keep []*ctrmodel.Container, up func(), oom func(id string)) error {
+	if err := m.prepareNamespace(ctx); err != nil {
+		return model(err)
+	}
+	events, err := m.Client.Subscribe(ctx, `topic=="/tasks/oom"`)
+	if err != nil {
+		return model(err)
+	}
+	defer events.Close()
+	up()
+	for {
+		e, err := events.Next()
+		if err != nil {
+			return model(err)
+		}
+		if e, ok := e.Event.(*containerd.TaskOOM); ok {
+			oom(e.ContainerID)
+		}
+	}
+}
+
+// prepareNamespace makes what containers are made in: the namespace, and the lease that keeps snapshots from being collected
+// as garbage.
+func (m *machine) prepareNamespace(ctx context.Context) error {
+	if _, err := m.Client.Version(ctx); err != nil {
+		return err
+	}
+	if err := m.Client.CreateNamespace(ctx); err != nil && grpc.CodeOf(err) != grpc.AlreadyExists {
+		return err
+	}
+	err := m.Client.Leases.Create(ctx, m.lease, nil)
+	if grpc.CodeOf(err) == grpc.AlreadyExists {
+		return nil
+	}
+	return err
+}
+
+func (m *machine) Look(ctx context.Context, id string) (is Actual, err error) {
+	if _, err = m.Client.Snapshots.Stat(ctx, snapshotOf(id)); err == nil {
+		is.Snapshot = true
+	} else if !gone(err) {
+		return is, model(err)
+	}
+	if _, err = m.Client.Containers.Get(ctx, id); err == nil {
+		is.Object = true
+	} else if !gone(err) {
+		return is, model(err)
+	}
+	p, err := m.Client.Tasks.Get(ctx, id, "")
+	if gone(err) {
+		return is, nil
+	}
+	if err != nil {
+		return is, model(err)
+	}
+	switch p.Status {
+	case containerd.Created:
+		is.Task = TaskUnstarted
+	case containerd.Running:
+		is.Task = TaskRunning
+	case containerd.Paused, containerd.Pausing:
+		is.Task = TaskPaused
+	case containerd.Stopped:
+		is.Task = TaskEnded
+	default:
+		return is, ctrmodel.Errorf(ctrmodel.Unavailable, "containerd does not know the state of task %s", id)
+	}
+	return is, nil
+}
+
+func (m *machine) Wait(ctx context.Context, id string) (Exit, error) {
+	exit, err := m.Client.Tasks.Wait(ctx, id, "")
+	if gone(err) {
+		return Exit{Lost: true, At: time.Now()}, nil
+	}
+	if err != nil {
+		return Exit{}, model(err)
+	}
+	return Exit{Code: int64(exit.Status), At: exit.At, OOM: exit.Status == 128+uint32(syscall.SIGKILL) && m.shortOfMemory(ctx, id)}, nil
+}
+
+// shortOfMemory reports whether the kernel has killed processes of a container for want of memory. The event of it may come
+// late, or while nobody listens.
+func (m *machine) shortOfMemory(ctx context.Context, id string) bool {
+	metrics, err := m.Client.Tasks.Metrics(ctx, id)
+	return err == nil && len(metrics) == 1 && metrics[0].OOMKills > 0
+}
+
+func (m *machine) Kill(ctx context.Context, id string, s syscall.Signal) error {
+	return unlessGone(m.Client.Tasks.Kill(ctx, id, "", s, s == syscall.SIGKILL))
+}
+
+func (m *machine) Pause(ctx context.Context, id string) error {
+	return model(m.Client.Tasks.Pause(ctx, id))
+}
+
+func (m *machine) Resume(ctx context.Context, id string) error {
+	return unlessGone(m.Client.Tasks.Resume(ctx, id))
+}
+
+func (m *machine) Stats(ctx context.Context, c *ctrmodel.Container) (s ctrmodel.Stats, err error) {
+	metrics, err := m.Client.Tasks.Metrics(ctx, c.ID)
+	if err != nil {
+		return s, model(err)
+	}
+	if len(metrics) != 1 {
+		return s, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s has no process", c.Name)
+	}
+	t := metrics[0]
+	s = ctrmodel.Stats{
+		Time: time.Now(), CPU: t.CPU, Memory: t.Memory - min(t.InactiveFile, t.Memory), MemoryMax: t.MemoryLimit,
+		ReadBytes: t.ReadBytes, WriteBytes: t.WriteBytes, PIDs: t.Pids,
+	}
+	var up float64
+	if text, err := os.ReadFile("/proc/uptime"); err == nil {
+		fmt.Sscan(string(text), &up)
+	}
+	s.SystemCPU = time.Duration(up*float64(time.Second)) * time.Duration(runtime.NumCPU())
+	var info syscall.Sysinfo_t
+	if err := syscall.Sysinfo(&info); err == nil {
+		if total := uint64(info.Totalram) * uint64(info.Unit); s.MemoryMax == 0 || s.MemoryMax > total {
+			s.MemoryMax = total
+		}
+	}
+	if c.HostConfig.NetworkMode == ctrmodel.BridgeNetwork {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", c.State.PID))
+		if err == nil {
+			s.NetRead, s.NetWritten = netBytes(text)
+		}
+	}
+	return s, nil
+}
+
+// netBytes adds up what all interfaces but loopback have received and sent, from /proc/net/dev.
+func netBytes(text []byte) (read, written uint64) {
+	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
+		name, numbers, ok := strings.Cut(lines.Text(), ":")
+		f := strings.Fields(numbers)
+		if !ok || len(f) < 9 || strings.TrimSpace(name) == "lo" {
+			continue
+		}
+		r, _ := strconv.ParseUint(f[0], 10, 64)
+		w, _ := strconv.ParseUint(f[8], 10, 64)
+		read, written = read+r, written+w
+	}
+	return read, written
+}
+
+// Parts is what containers are made with.
+type Parts struct {
+	Client *containerd.Client
+}
+
+// clearTask removes task and object of a container whose process has ended, or was never started.
+func (m *machine) clearTask(ctx context.Context, id string) error {
+	if _, err := m.Client.Tasks.Delete(ctx, id, ""); err != nil && !gone(err) {
+		// Perhaps it is an unstarted one, which some shims want to have killed first.
+		m.Client.Tasks.Kill(ctx, id, "", syscall.SIGKILL, true)
+		if _, err = m.Client.Tasks.Delete(ctx, id, ""); err != nil && !gone(err) {
+			return model(err)
+		}
+	}
+	return unlessGone(m.Client.Containers.Delete(ctx, id))
+}
