@@ -105,10 +105,8 @@ func (d *demo) run(ctx context.Context) error {
 	if err := d.update(ctx, url); err != nil {
 		return err
 	}
-	for _, command := range []string{"rauc-helper status", "update-manager history"} {
-		if err := d.ask(ctx, command); err != nil {
-			return err
-		}
+	if err := d.ask(ctx, "rauc-helper status", "update-manager history"); err != nil {
+		return err
 	}
 	d.summary()
 	if d.keep {
@@ -277,15 +275,18 @@ func (d *demo) confirmed(ctx context.Context, slot string, note func(string)) er
 	}
 }
 
-// ask shows what a command in the vehicle says; its exit code does not matter.
-func (d *demo) ask(ctx context.Context, command string) error {
+// ask shows what commands in the vehicle say; their exit codes do not matter.
+func (d *demo) ask(ctx context.Context, commands ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	out, err := d.vm.Run(ctx, command)
-	if exit := (*vehicle.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		return err
+	for _, command := range commands {
+		out, err := d.vm.Run(ctx, command)
+		if exit := (*vehicle.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+			return err
+		}
+		d.guest(command, out)
 	}
-	d.guest(command, out)
+	fmt.Fprintln(d.out)
 	return nil
 }
 

@@ -85,7 +85,6 @@ func (s *show) guest(command, output string) {
 	for line := range strings.Lines(strings.TrimSpace(output)) {
 		fmt.Fprintf(s.out, "  | %s\n", strings.TrimRight(line, "\r\n"))
 	}
-	fmt.Fprintln(s.out)
 }
 
 func (s *show) summary() {
