@@ -44,18 +44,20 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, network, address)
-	if err != nil {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		if conn != nil {
+			conn.Close()
+		}
+		return nil, errClosed
+	case err != nil:
 		var op *net.OpError
 		if errors.As(err, &op) {
 			err = op.Err
 		}
 		return nil, Errorf(Unavailable, "cannot connect to %s: %v", c.target, err)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		conn.Close()
-		return nil, errClosed
 	}
 	c.conns[conn] = true
 	return &clientConn{conn, c}, nil

@@ -129,7 +129,7 @@ func readMessage(r io.Reader, m any) error {
 	n := int64(binary.BigEndian.Uint32(head[1:]))
 	switch {
 	case head[0] == 1:
-		return Errorf(Unimplemented, "message is compressed")
+		return Errorf(Internal, "message is compressed, though nobody has agreed on how")
 	case head[0] != 0:
 		return Errorf(Internal, "frame has the flags %#x", head[0])
 	case n > maxMessage:
@@ -204,8 +204,13 @@ var units = []struct {
 const maxTimeout = 99999999
 
 func encodeTimeout(d time.Duration) string {
+	d = max(d, 0)
 	for _, u := range units {
-		if n := (max(d, 0) + u.d - 1) / u.d; n <= maxTimeout && d <= math.MaxInt64-u.d {
+		n := d / u.d
+		if d%u.d > 0 { // rather late than early
+			n++
+		}
+		if n <= maxTimeout {
 			return strconv.FormatInt(int64(n), 10) + string(u.letter)
 		}
 	}

@@ -5,7 +5,6 @@ package grpc
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -130,5 +129,742 @@ func TestCallsAndStreamsCarryMessages(t *testing.T) {
 	}
 }
 
-// dummies for imports while growing
-var _ = []any{bytes.NewReader, binary.BigEndian, errors.New, fmt.Sprint, math.MaxInt64, http.StatusOK, strings.Repeat, sync.Mutex{}, atomic.Int32{}}
+func TestStatusGoesWithAnyMessage(t *testing.T) {
+	c, _ := serve(t, func(s *Server) {
+		s.Unary("/t.T/Fail", func(_ context.Context, decode func(any) error) (any, error) {
+			var m message
+			if err := decode(&m); err != nil {
+				return nil, err
+			}
+			switch m.Number {
+			case -1:
+				return nil, context.DeadlineExceeded
+			case -2:
+				return nil, errors.New(m.Text)
+			case -3:
+				panic("on purpose")
+			}
+			return nil, fmt.Errorf("wrapped: %w", Errorf(Code(m.Number), "%s", m.Text))
+		})
+		s.Stream("/t.T/FailLate", func(_ context.Context, st *ServerStream) error {
+			if err := st.Send(&message{Number: 1}); err != nil {
+				return err
+			}
+			return Errorf(Aborted, "enough")
+		})
+	})
+	ctx := context5s(t)
+	for _, text := range []string{"plain", "", "100% of \u00e4\u00f6\u00fc \u65e5\u672c\nline two\ttab", "%41 is no A", strings.Repeat("long ", 5000)} {
+		for code := Canceled; code <= Unauthenticated; code++ {
+			err := c.Call(ctx, "/t.T/Fail", &message{Number: int64(code), Text: text}, &message{})
+			var e *Error
+			if !errors.As(err, &e) || e.Code != code || e.Message != "wrapped: "+(&Error{code, text}).Error() {
+				t.Fatalf("%s %q arrived as %#v", code, text, err)
+			}
+		}
+	}
+	for number, want := range map[int64]Code{-1: DeadlineExceeded, -2: Unknown, -3: Internal, 99: 99} {
+		if err := c.Call(ctx, "/t.T/Fail", &message{Number: number, Text: "x"}, &message{}); CodeOf(err) != want {
+			t.Errorf("%d arrived as %v, expected %s", number, err, want)
+		}
+	}
+	if err := c.Call(ctx, "/t.T/Other", &message{}, &message{}); CodeOf(err) != Unimplemented {
+		t.Errorf("an unknown method: %v", err)
+	}
+	st, err := c.Stream(ctx, "/t.T/FailLate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	var m message
+	if err := st.Recv(&m); err != nil || m.Number != 1 {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if err := st.Recv(&m); CodeOf(err) != Aborted || err.Error() != "enough" {
+		t.Errorf("end of stream is %v", err)
+	}
+	for range 100 { // one of them comes after the end has been noticed
+		if err = st.Send(&m); err != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err != io.EOF {
+		t.Errorf("sending to a stream that has ended: %v", err)
+	}
+}
+
+// raw serves HTTP/2 as it is, for answers that a proper server does not give.
+func raw(t *testing.T, h http.HandlerFunc) *Client {
+	t.Helper()
+	noLeaks(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: h, Protocols: new(http.Protocols)}
+	s.Protocols.SetUnencryptedHTTP2(true)
+	go s.Serve(l)
+	c := NewClient("tcp://" + l.Addr().String())
+	t.Cleanup(func() {
+		c.Close()
+		s.Close()
+	})
+	return c
+}
+
+func TestClientUnderstandsWhatServersAnswer(t *testing.T) {
+	good, err := frame(&message{Text: "good"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	type answer struct {
+		head    map[string]string // :status, and headers
+		body    string
+		trailer map[string]string
+		then    func(w http.ResponseWriter)
+	}
+	grpcHead := func(more ...string) map[string]string {
+		h := map[string]string{"Content-Type": "application/grpc+proto"}
+		for i := 0; i < len(more); i += 2 {
+			h[more[i]] = more[i+1]
+		}
+		return h
+	}
+	ok := map[string]string{"Grpc-Status": "0"}
+	for _, c := range []struct {
+		name string
+		answer
+		want Code
+		text string
+	}{
+		{name: "a message and status OK", answer: answer{head: grpcHead(), body: string(good), trailer: ok}, want: OK},
+		{name: "nothing but a status", answer: answer{head: grpcHead("Grpc-Status", "5", "Grpc-Message", "no%20such%0Athing%")}, want: NotFound, text: "no such\nthing%"},
+		{name: "nothing but a status that is not UTF-8", answer: answer{head: grpcHead("Grpc-Status", "5", "Grpc-Message", "a%FFb%4")}, want: NotFound, text: "a\uFFFDb%4"},
+		{name: "nothing but status OK", answer: answer{head: grpcHead("Grpc-Status", "0")}, want: Internal},
+		{name: "a status but no message", answer: answer{head: grpcHead(), trailer: map[string]string{"Grpc-Status": "14", "Grpc-Message": "later"}}, want: Unavailable, text: "later"},
+		{name: "a status after the message", answer: answer{head: grpcHead(), body: string(good), trailer: map[string]string{"Grpc-Status": "10"}}, want: Aborted},
+		{name: "a status that is no number", answer: answer{head: grpcHead(), body: string(good), trailer: map[string]string{"Grpc-Status": "fine"}}, want: Unknown},
+		{name: "no status", answer: answer{head: grpcHead(), body: string(good)}, want: Internal},
+		{name: "two messages", answer: answer{head: grpcHead(), body: string(good) + string(good), trailer: ok}, want: Internal},
+		{name: "compressed message", answer: answer{head: grpcHead(), body: "\x01\x00\x00\x00\x01x", trailer: ok}, want: Internal},
+		{name: "unknown flags", answer: answer{head: grpcHead(), body: "\x02\x00\x00\x00\x01x", trailer: ok}, want: Internal},
+		{name: "message cut off in its head", answer: answer{head: grpcHead(), body: "\x00\x00\x00", trailer: ok}, want: Internal},
+		{name: "message cut off", answer: answer{head: grpcHead(), body: "\x00\x00\x00\x00\x09x", trailer: ok}, want: Internal},
+		{name: "message that is none", answer: answer{head: grpcHead(), body: "\x00\x00\x00\x00\x01\x80", trailer: ok}, want: Internal},
+		{name: "message too long", answer: answer{head: grpcHead(), body: "\x00\xff\xff\xff\xff", trailer: ok}, want: ResourceExhausted},
+		{name: "web page", answer: answer{head: map[string]string{"Content-Type": "text/html"}, body: "hello"}, want: Unknown},
+		{name: "almost gRPC", answer: answer{head: map[string]string{"Content-Type": "application/grpc-web"}, body: "hello"}, want: Unknown},
+		{name: "HTTP 400", answer: answer{head: map[string]string{":status": "400"}}, want: Internal},
+		{name: "HTTP 401", answer: answer{head: map[string]string{":status": "401"}}, want: Unauthenticated},
+		{name: "HTTP 403", answer: answer{head: map[string]string{":status": "403"}}, want: PermissionDenied},
+		{name: "HTTP 404", answer: answer{head: map[string]string{":status": "404"}}, want: Unimplemented},
+		{name: "HTTP 503", answer: answer{head: map[string]string{":status": "503"}}, want: Unavailable},
+		{name: "HTTP 500", answer: answer{head: map[string]string{":status": "500"}}, want: Unknown},
+		{name: "reset", answer: answer{head: grpcHead(), then: func(http.ResponseWriter) { panic(http.ErrAbortHandler) }}, want: Internal},
+		{name: "reset in a message", answer: answer{head: grpcHead(), body: "\x00\x00\x00\x00\x09x", then: func(w http.ResponseWriter) {
+			http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}}, want: Internal},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			client := raw(t, func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(io.Discard, r.Body)
+				status := http.StatusOK
+				for key, value := range c.head {
+					if key == ":status" {
+						fmt.Sscan(value, &status)
+					} else {
+						w.Header().Set(key, value)
+					}
+				}
+				w.WriteHeader(status)
+				io.WriteString(w, c.body)
+				for key, value := range c.trailer {
+					w.Header().Set(http.TrailerPrefix+key, value)
+				}
+				if c.then != nil {
+					c.then(w)
+				}
+			})
+			var got message
+			err := client.Call(context5s(t), "/t.T/M", &message{}, &got)
+			if CodeOf(err) != c.want || c.text != "" && err.Error() != c.text {
+				t.Errorf("%s %v, expected %s %s", CodeOf(err), err, c.want, c.text)
+			}
+			if c.want == OK && got.Text != "good" {
+				t.Errorf("message %+v", got)
+			}
+		})
+	}
+}
+
+func TestServerUnderstandsWhatClientsAsk(t *testing.T) {
+	var deadline atomic.Int64
+	c, _ := serve(t, func(s *Server) {
+		s.Unary("/t.T/Echo", func(ctx context.Context, decode func(any) error) (any, error) {
+			d, _ := ctx.Deadline()
+			deadline.Store(int64(time.Until(d)))
+			return echo(ctx, decode)
+		})
+	})
+	good, err := frame(&message{Text: "good"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []struct {
+		name, method, path string
+		head               map[string]string
+		body               string
+		http               int
+		status             string
+	}{
+		{name: "a message", body: string(good), status: "0"},
+		{name: "a message and more", body: string(good) + string(good), status: "0"},
+		{name: "an empty message", body: "\x00\x00\x00\x00\x00", status: "0"},
+		{name: "no message", status: "3"},
+		{name: "another content type of gRPC", body: string(good), head: map[string]string{"Content-Type": "application/grpc+proto"}, status: "0"},
+		// A client of a UNIX socket may say its path, as a host name.
+		{name: "the path of a socket as authority", body: string(good), head: map[string]string{"Host": "%2Frun%2Fcontainer-management%2Fcontainer-management.sock"}, status: "0"},
+		{name: "unknown method", path: "/t.T/Nope", body: string(good), status: "12"},
+		{name: "compression", head: map[string]string{"Grpc-Encoding": "gzip"}, body: string(good), status: "12"},
+		{name: "no compression", head: map[string]string{"Grpc-Encoding": "identity"}, body: string(good), status: "0"},
+		{name: "compressed message", body: "\x01\x00\x00\x00\x01x", status: "13"},
+		{name: "message cut off", body: "\x00\x00\x00\x00\x05x", status: "13"},
+		{name: "message that is none", body: "\x00\x00\x00\x00\x01\x80", status: "13"},
+		{name: "message too long", body: "\x00\xff\xff\xff\xff", status: "8"},
+		{name: "deadline", head: map[string]string{"Grpc-Timeout": "2H"}, body: string(good), status: "0"},
+		{name: "deadline that is over", head: map[string]string{"Grpc-Timeout": "0n"}, body: string(good), status: "0"},
+		{name: "deadline without unit", head: map[string]string{"Grpc-Timeout": "5"}, body: string(good), status: "13"},
+		{name: "deadline of nine digits", head: map[string]string{"Grpc-Timeout": "100000000n"}, body: string(good), status: "13"},
+		{name: "deadline before now", head: map[string]string{"Grpc-Timeout": "-1S"}, body: string(good), status: "13"},
+		{name: "GET", method: "GET", http: 405},
+		{name: "other content type", head: map[string]string{"Content-Type": "application/json"}, body: "{}", http: 415},
+	} {
+		t.Run(q.name, func(t *testing.T) {
+			deadline.Store(0)
+			if q.method == "" {
+				q.method = "POST"
+			}
+			if q.path == "" {
+				q.path = "/t.T/Echo"
+			}
+			r, err := http.NewRequestWithContext(context5s(t), q.method, "http://localhost"+q.path, strings.NewReader(q.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Content-Type", "application/grpc")
+			for key, value := range q.head {
+				r.Header.Set(key, value)
+			}
+			r.Host = q.head["Host"]
+			answer, err := c.transport.RoundTrip(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer answer.Body.Close()
+			body, err := io.ReadAll(answer.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if q.http != 0 {
+				if answer.StatusCode != q.http {
+					t.Errorf("%s, expected %d", answer.Status, q.http)
+				}
+				return
+			}
+			if answer.StatusCode != 200 || answer.Header.Get("Content-Type") != "application/grpc" || answer.Trailer.Get("Grpc-Status") != q.status {
+				t.Errorf("%s, headers %v, trailers %v, expected status %s", answer.Status, answer.Header, answer.Trailer, q.status)
+			}
+			if q.status == "0" && len(body) < 5 {
+				t.Errorf("body %q", body)
+			}
+			if d := time.Duration(deadline.Load()); q.name == "deadline" && (d < 2*time.Hour-time.Minute || d > 2*time.Hour) {
+				t.Errorf("deadline in %v", d)
+			}
+		})
+	}
+}
+
+func TestTimeoutsFitIntoTheHeader(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second:              "0n",
+		0:                         "0n",
+		1:                         "1n",
+		99999999:                  "99999999n",
+		100000000:                 "100000u",
+		100000001:                 "100001u",
+		5 * time.Second:           "5000000u",
+		5*time.Minute + 1:         "300001m",
+		48 * time.Hour:            "172800S",
+		10000 * time.Hour * 24:    "14400000M",
+		math.MaxInt64:             "2562048H",
+		99999999*time.Second + 1:  "1666667M",
+		math.MaxInt64 - time.Hour: "2562047H",
+	} {
+		got := encodeTimeout(d)
+		back, err := decodeTimeout(got)
+		if err != nil || back < d && d > 0 {
+			t.Errorf("%v became %s, that is %v, %v", d, got, back, err)
+		}
+		if got != want {
+			t.Errorf("%v became %s, expected %s", d, got, want)
+		}
+	}
+	if d, err := decodeTimeout("99999999H"); err != nil || d != math.MaxInt64 {
+		t.Errorf("longest timeout is %v, %v", d, err)
+	}
+}
+
+func TestDeadlinesAndCancellationGoBothWays(t *testing.T) {
+	ended := make(chan error, 10)
+	block := func(ctx context.Context) error {
+		<-ctx.Done()
+		ended <- ctx.Err()
+		return ctx.Err()
+	}
+	c, _ := serve(t, func(s *Server) {
+		s.Unary("/t.T/Block", func(ctx context.Context, _ func(any) error) (any, error) { return nil, block(ctx) })
+		s.Stream("/t.T/BlockStream", func(ctx context.Context, st *ServerStream) error {
+			if err := st.Send(&message{}); err != nil {
+				return err
+			}
+			return block(ctx)
+		})
+	})
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := c.Call(short, "/t.T/Block", &message{}, &message{}); CodeOf(err) != DeadlineExceeded {
+		t.Errorf("after the deadline: %v", err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("the handler has not been told")
+	}
+	if err := c.Call(short, "/t.T/Block", &message{}, &message{}); CodeOf(err) != DeadlineExceeded {
+		t.Errorf("begun after the deadline: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	if err := c.Call(ctx, "/t.T/Block", &message{}, &message{}); CodeOf(err) != Canceled {
+		t.Errorf("after cancellation: %v", err)
+	}
+	if err := <-ended; err != context.Canceled {
+		t.Errorf("the handler was told %v", err)
+	}
+	for _, end := range []func(*ClientStream, context.CancelFunc){
+		func(st *ClientStream, _ context.CancelFunc) { st.Close() },
+		func(_ *ClientStream, cancel context.CancelFunc) { cancel() },
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		st, err := c.Stream(ctx, "/t.T/BlockStream")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		if err := st.Recv(&message{}); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(20*time.Millisecond, func() { end(st, cancel) })
+		if err := st.Recv(&message{}); CodeOf(err) != Canceled {
+			t.Errorf("after the end of the stream: %v", err)
+		}
+		if err := <-ended; err != context.Canceled {
+			t.Errorf("the handler was told %v", err)
+		}
+	}
+	st, err := c.Stream(t.Context(), "/t.T/BlockStream") // closed at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	st.Close()
+	if err := st.Recv(&message{}); CodeOf(err) != Canceled {
+		t.Errorf("receiving from a closed stream: %v", err)
+	}
+}
+
+// A receiver that does not receive stops its sender, and nobody else.
+func TestFlowIsControlled(t *testing.T) {
+	const size, count = 1 << 20, 64
+	var sent, received atomic.Int64
+	goOn := make(chan struct{})
+	c, _ := serve(t, func(s *Server) {
+		s.Unary("/t.T/Echo", echo)
+		s.Stream("/t.T/Down", func(_ context.Context, st *ServerStream) error {
+			for i := range int64(count) {
+				if err := st.Send(&message{Number: i, Data: make([]byte, size)}); err != nil {
+					return err
+				}
+				sent.Add(1)
+			}
+			return nil
+		})
+		s.Stream("/t.T/Up", func(_ context.Context, st *ServerStream) error {
+			<-goOn
+			for {
+				var m message
+				if err := st.Recv(&m); err == io.EOF {
+					return st.Send(&message{Number: received.Load()})
+				} else if err != nil {
+					return err
+				}
+				received.Add(1)
+			}
+		})
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	down, err := c.Stream(ctx, "/t.T/Down")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer down.Close()
+	up, err := c.Stream(ctx, "/t.T/Up")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer up.Close()
+	var uploaded atomic.Int64
+	go func() {
+		for range count {
+			if err := up.Send(&message{Data: make([]byte, size)}); err != nil {
+				t.Error(err)
+			}
+			uploaded.Add(1)
+		}
+		up.CloseSend()
+	}()
+	time.Sleep(300 * time.Millisecond)
+	if sent, uploaded := sent.Load(), uploaded.Load(); sent > count/2 || uploaded > count/2 {
+		t.Errorf("%d and %d MB have been sent, though nobody receives", sent, uploaded)
+	}
+	for range 20 {
+		if err := c.Call(ctx, "/t.T/Echo", &message{}, &message{}); err != nil {
+			t.Fatalf("beside streams that stand still: %v", err)
+		}
+	}
+	close(goOn)
+	for i := range int64(count) {
+		var m message
+		if err := down.Recv(&m); err != nil || m.Number != i || len(m.Data) != size {
+			t.Fatalf("message %d: %d, %d bytes, %v", i, m.Number, len(m.Data), err)
+		}
+	}
+	var m message
+	if err := up.Recv(&m); err != nil || m.Number != count {
+		t.Errorf("%+v, %v", m.Number, err)
+	}
+}
+
+func TestMessagesHaveALimit(t *testing.T) {
+	c, _ := serve(t, func(s *Server) {
+		s.Unary("/t.T/Echo", echo)
+		s.Unary("/t.T/Big", func(context.Context, func(any) error) (any, error) {
+			return &message{Data: make([]byte, maxMessage)}, nil
+		})
+	})
+	ctx := context5s(t)
+	var got message
+	if err := c.Call(ctx, "/t.T/Echo", &message{Data: make([]byte, maxMessage-10)}, &got); err != nil || len(got.Data) != maxMessage-10 {
+		t.Errorf("the longest message: %d bytes back, %v", len(got.Data), err)
+	}
+	if err := c.Call(ctx, "/t.T/Echo", &message{Data: make([]byte, maxMessage)}, &got); CodeOf(err) != ResourceExhausted {
+		t.Errorf("a request that is too long: %v", err)
+	}
+	if err := c.Call(ctx, "/t.T/Big", &message{}, &got); CodeOf(err) != ResourceExhausted {
+		t.Errorf("a response that is too long: %v", err)
+	}
+	if err := c.Call(ctx, "/t.T/Echo", &struct {
+		F float32 `pb:"1"`
+	}{}, &got); CodeOf(err) != Internal {
+		t.Errorf("a request that is no message: %v", err)
+	}
+}
+
+func TestMetadataArrives(t *testing.T) {
+	c, _ := serve(t, func(s *Server) {
+		s.Unary("/t.T/Echo", func(ctx context.Context, _ func(any) error) (any, error) {
+			return &message{Text: Header(ctx, "Key") + "|" + Header(ctx, "other"), Data: []byte(Header(ctx, "raw-bin"))}, nil
+		})
+	})
+	ctx := WithHeader(WithHeader(context5s(t), "key", "v a%lue"), "raw-bin", "\x00\xff\n")
+	_ = WithHeader(ctx, "other", "not in ctx")
+	var got message
+	if err := c.Call(ctx, "/t.T/Echo", &message{}, &got); err != nil || got.Text != "v a%lue|" || string(got.Data) != "\x00\xff\n" {
+		t.Errorf("%q %q, %v", got.Text, got.Data, err)
+	}
+	if err := c.Call(WithHeader(ctx, "key", "a\nb"), "/t.T/Echo", &message{}, &got); CodeOf(err) != InvalidArgument {
+		t.Errorf("a value of two lines: %v", err)
+	}
+}
+
+func TestClientConnectsWhenTheServerComes(t *testing.T) {
+	noLeaks(t)
+	path := filepath.Join(t.TempDir(), "sock")
+	c := NewClient("unix:" + path)
+	ctx := context5s(t)
+	st, err := c.Stream(ctx, "/t.T/Echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Recv(&message{}); CodeOf(err) != Unavailable || !strings.Contains(err.Error(), path) {
+		t.Errorf("without a server: %v", err)
+	}
+	if err := st.Send(&message{}); err != io.EOF {
+		t.Errorf("sending without a server: %v", err)
+	}
+	for range 3 {
+		if err := c.Call(ctx, "/t.T/Echo", &message{}, &message{}); CodeOf(err) != Unavailable {
+			t.Errorf("without a server: %v", err)
+		}
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocked := make(chan struct{})
+		s := NewServer()
+		s.Unary("/t.T/Echo", echo)
+		s.Unary("/t.T/Block", func(ctx context.Context, _ func(any) error) (any, error) {
+			close(blocked)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		go s.Serve(l)
+		if err := c.Call(ctx, "/t.T/Echo", &message{}, &message{}); err != nil {
+			t.Fatal(err)
+		}
+		lost := make(chan error)
+		go func() { lost <- c.Call(ctx, "/t.T/Block", &message{}, &message{}) }()
+		<-blocked
+		s.http.Close() // as if it had been killed
+		if err := <-lost; CodeOf(err) != Unavailable {
+			t.Errorf("the loss of the server: %v", err)
+		}
+	}
+	c.Close()
+	if err := c.Call(ctx, "/t.T/Echo", &message{}, &message{}); CodeOf(err) != Canceled {
+		t.Errorf("a call after Close: %v", err)
+	}
+}
+
+func TestCloseEndsCalls(t *testing.T) {
+	c, _ := serve(t, func(s *Server) {
+		s.Stream("/t.T/Block", func(ctx context.Context, st *ServerStream) error {
+			if err := st.Send(&message{}); err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+	})
+	st, err := c.Stream(context5s(t), "/t.T/Block")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Recv(&message{}); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(20*time.Millisecond, func() { c.Close() })
+	if err := st.Recv(&message{}); CodeOf(err) != Unavailable {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestShutdownFinishesCallsAndEndsStreams(t *testing.T) {
+	begun, finish := make(chan struct{}), make(chan struct{})
+	c, s := serve(t, func(s *Server) {
+		s.Unary("/t.T/Slow", func(context.Context, func(any) error) (any, error) {
+			close(begun)
+			<-finish
+			return &message{Text: "done"}, nil
+		})
+		s.Stream("/t.T/Events", func(ctx context.Context, st *ServerStream) error {
+			if err := st.Send(&message{}); err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+	})
+	ctx := context5s(t)
+	st, err := c.Stream(ctx, "/t.T/Events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Recv(&message{}); err != nil {
+		t.Fatal(err)
+	}
+	var got message
+	called := make(chan error)
+	go func() { called <- c.Call(ctx, "/t.T/Slow", &message{}, &got) }()
+	<-begun
+	down := make(chan error)
+	go func() { down <- s.Shutdown(ctx) }()
+	if err := st.Recv(&message{}); CodeOf(err) != Unavailable || !strings.Contains(err.Error(), "shutting down") {
+		t.Errorf("the stream ended with %v", err)
+	}
+	select {
+	case err := <-down:
+		t.Fatalf("shut down with a call under way: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(finish)
+	if err := <-called; err != nil || got.Text != "done" {
+		t.Errorf("the call under way: %+v, %v", got, err)
+	}
+	if err := <-down; err != nil {
+		t.Errorf("shutdown: %v", err)
+	}
+	if err := c.Call(ctx, "/t.T/Slow", &message{}, &got); CodeOf(err) != Unavailable {
+		t.Errorf("a call after shutdown: %v", err)
+	}
+}
+
+func TestManyCallsAtOnce(t *testing.T) {
+	gate := make(chan struct{})
+	var waiting atomic.Int64
+	c, _ := serve(t, func(s *Server) {
+		s.Unary("/t.T/Wait", func(ctx context.Context, decode func(any) error) (any, error) {
+			waiting.Add(1)
+			<-gate
+			return echo(ctx, decode)
+		})
+	})
+	const n = 600 // more than fit on a connection
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	for i := range int64(n) {
+		all.Go(func() {
+			var got message
+			if err := c.Call(ctx, "/t.T/Wait", &message{Number: i}, &got); err != nil || got.Number != i {
+				t.Errorf("call %d: %+v, %v", i, got, err)
+			}
+		})
+	}
+	for waiting.Load() < n && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if got := waiting.Load(); got != n {
+		t.Errorf("%d calls wait, expected %d", got, n)
+	}
+	close(gate)
+	all.Wait()
+}
+
+func TestManyMayReceiveAndSendOnOneStream(t *testing.T) {
+	const n = 2000
+	c, _ := serve(t, func(s *Server) {
+		s.Stream("/t.T/Mix", func(_ context.Context, st *ServerStream) error {
+			var all sync.WaitGroup
+			defer all.Wait()
+			for range 2 {
+				all.Go(func() {
+					for range n {
+						if err := st.Send(&message{Text: "from the server"}); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			for {
+				if err := st.Recv(&message{}); err != nil {
+					return nil
+				}
+			}
+		})
+	})
+	st, err := c.Stream(context5s(t), "/t.T/Mix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	go func() {
+		for range n {
+			st.Send(&message{Text: "from the client"})
+		}
+		st.CloseSend()
+	}()
+	var m message
+	for got := 0; ; got++ {
+		if err := st.Recv(&m); err == io.EOF {
+			if got != 2*n {
+				t.Errorf("%d messages, expected %d", got, 2*n)
+			}
+			return
+		} else if err != nil || m.Text != "from the server" {
+			t.Fatalf("%+v, %v", m, err)
+		}
+	}
+}
+
+func FuzzReadMessage(f *testing.F) {
+	good, _ := frame(&message{Text: "good"})
+	f.Add(good)
+	f.Add([]byte{0, 0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := bytes.NewReader(data)
+		for {
+			err := readMessage(r, &message{})
+			if err == io.EOF {
+				return
+			}
+			if err != nil {
+				var e *Error
+				if !errors.As(err, &e) {
+					t.Fatalf("error %v without a code", err)
+				}
+				return
+			}
+		}
+	})
+}
+
+func FuzzMessageOfAStatus(f *testing.F) {
+	f.Add("a%20b%")
+	f.Fuzz(func(t *testing.T, s string) {
+		encoded := encodeMessage(s)
+		if strings.ContainsFunc(encoded, func(c rune) bool { return c < ' ' || c > '~' }) {
+			t.Fatalf("%q does not fit into a header", encoded)
+		}
+		if got := decodeMessage(encoded); got != strings.ToValidUTF8(s, "\uFFFD") {
+			t.Fatalf("%q became %q", s, got)
+		}
+		decodeMessage(s)
+		decodeTimeout(s)
+	})
+}
+
+func BenchmarkCall(b *testing.B) {
+	c, _ := serve(b, func(s *Server) { s.Unary("/t.T/Echo", echo) })
+	var got message
+	for b.Loop() {
+		if err := c.Call(b.Context(), "/t.T/Echo", &message{Text: "hello"}, &got); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkStream(b *testing.B) {
+	c, _ := serve(b, func(s *Server) {
+		s.Stream("/t.T/Lines", func(_ context.Context, st *ServerStream) error {
+			m := &message{Text: strings.Repeat("x", 100)}
+			for {
+				if err := st.Send(m); err != nil {
+					return err
+				}
+			}
+		})
+	})
+	st, err := c.Stream(b.Context(), "/t.T/Lines")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer st.Close()
+	b.SetBytes(100)
+	for b.Loop() {
+		if err := st.Recv(&message{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -30,6 +30,8 @@ func NewServer() *Server {
 	s.http.Handler = s
 	s.http.Protocols = new(http.Protocols)
 	s.http.Protocols.SetUnencryptedHTTP2(true)
+	// By default, one stream that is not read fills the connection, and no call on it goes on.
+	s.http.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 64 << 10, MaxReceiveBufferPerConnection: 4<<20 - 1}
 	s.http.ReadHeaderTimeout = 30 * time.Second // for the greeting of a new connection
 	s.http.ErrorLog = slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug)
 	return s
