@@ -111,7 +111,7 @@ func (c *car) asOne(id, version, url, slot string) {
 	c.configure(`{"rebootAfter":"2s","reportFeedbackInterval":"500ms","rebootGate":{"topic":true}}`)
 	c.request(id, version, url)
 	c.until(id, "the slot is being written", func(f ota.Feedback) bool {
-		return slices.ContainsFunc(f.Actions, func(a updateproto.Action) bool { return a.Status == "UPDATING" && a.Progress > 0 })
+		return slices.ContainsFunc(f.Actions, func(a updateproto.Action) bool { return a.Status == "UPDATING" })
 	})
 	c.run("systemctl kill -s KILL update-manager")
 	waits := func(why string) func(f ota.Feedback) bool {
