@@ -45,8 +45,8 @@ type (
 		Cmd []string `pb:"2"`
 	}
 	mount struct {
-		Source      string `pb:"2"`
 		Destination string `pb:"1"`
+		Source      string `pb:"2"`
 		Propagation string `pb:"3"`
 		ReadOnly    bool   `pb:"100"`
 	}
@@ -129,9 +129,9 @@ type (
 	state struct {
 		PID        int64  `pb:"1"`
 		StartedAt  string `pb:"2"`
-		FinishedAt string `pb:"5"`
 		Error      string `pb:"3"`
 		ExitCode   int64  `pb:"4"`
+		FinishedAt string `pb:"5"`
 		Exited     bool   `pb:"6"`
 		Dead       bool   `pb:"7"`
 		Restarting bool   `pb:"8"`
@@ -351,7 +351,7 @@ func (m restartPolicy) model() ctrmodel.RestartPolicy {
 }
 
 func fromState(s *ctrmodel.State) *state {
-	return &state{s.PID, s.StartedAt, s.FinishedAt, s.Error, s.ExitCode, s.Exited, s.Dead, s.Restarting, s.Paused, s.Running, s.OOMKilled, s.Status.String()}
+	return &state{s.PID, s.StartedAt, s.Error, s.ExitCode, s.FinishedAt, s.Exited, s.Dead, s.Restarting, s.Paused, s.Running, s.OOMKilled, s.Status.String()}
 }
 
 func (m state) model() ctrmodel.State {

@@ -8,6 +8,7 @@
 package ctrmodel
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 	"time"
@@ -20,17 +21,17 @@ type Container struct {
 	Image           Image            `json:"image"`
 	DomainName      string           `json:"domain_name"`
 	HostName        string           `json:"host_name"`
-	ResolvConfPath  string           `json:"resolv_conf_path"`
-	HostsPath       string           `json:"hosts_path"`
-	HostnamePath    string           `json:"hostname_path"`
+	ResolvConfPath  string           `json:"resolv_conf_path,omitempty"`
+	HostsPath       string           `json:"hosts_path,omitempty"`
+	HostnamePath    string           `json:"hostname_path,omitempty"`
 	Mounts          []Mount          `json:"mount_points"`
 	Hooks           []Hook           `json:"hooks"`
-	Config          Config           `json:"config,omitzero"`
+	Config          Config           `json:"config"`
 	HostConfig      HostConfig       `json:"host_config"`
 	IOConfig        IOConfig         `json:"io_config"`
 	NetworkSettings *NetworkSettings `json:"network_settings"` // nil unless it runs
 	State           State            `json:"state"`
-	Created         string           `json:"created"`
+	Created         string           `json:"created,omitempty"`
 	RestartCount    int64            `json:"restart_count"`    // automatic ones since the last start by hand
 	ManuallyStopped bool             `json:"manually_stopped"` // whoever stopped it wants it to stay so
 	StartedBefore   bool             `json:"started_successfully_before"`
@@ -54,10 +55,23 @@ type Config struct {
 	Cmd []string `json:"cmd,omitempty"` // replaces the arguments of the image
 }
 
+// MarshalJSON makes nothing of no configuration.
+func (c Config) MarshalJSON() ([]byte, error) {
+	type plain Config
+	return orNull(plain(c), c.Env == nil && c.Cmd == nil)
+}
+
+func orNull(v any, null bool) ([]byte, error) {
+	if null {
+		v = nil
+	}
+	return json.Marshal(v)
+}
+
 // Mount is a part of the host's file system that the container sees, always with what is mounted below it.
 type Mount struct {
-	Source      string `json:"source"`
 	Destination string `json:"destination"`
+	Source      string `json:"source"`
 	Propagation string `json:"propagation_mode"`
 	ReadOnly    bool   `json:"read_only,omitempty"`
 }
@@ -116,7 +130,7 @@ type HostConfig struct {
 	ExtraCapabilities []string      `json:"extra_capabilities"`
 	Ports             []Port        `json:"port_mappings"`
 	Log               Log           `json:"log_config"`
-	Resources         Resources     `json:"resources,omitzero"`
+	Resources         Resources     `json:"resources"`
 }
 
 // The networks a container can be in.
@@ -164,7 +178,7 @@ type Log struct {
 
 // LogDriver is where the output goes.
 type LogDriver struct {
-	Type     string `json:"type"`
+	Type     string `json:"type,omitempty"`
 	MaxFiles int64  `json:"max_files,omitempty"`
 	MaxSize  string `json:"max_size,omitempty"`
 	RootDir  string `json:"root_dir,omitempty"`
@@ -172,7 +186,7 @@ type LogDriver struct {
 
 // LogMode is whether the container waits for its log.
 type LogMode struct {
-	Mode          string `json:"mode"`
+	Mode          string `json:"mode,omitempty"`
 	MaxBufferSize string `json:"max_buffer_size,omitempty"`
 }
 
@@ -190,6 +204,12 @@ type Resources struct {
 	Memory            string `json:"memory,omitempty"`
 	MemoryReservation string `json:"memory_reservation,omitempty"`
 	MemorySwap        string `json:"memory_swap,omitempty"` // memory and swap together
+}
+
+// MarshalJSON makes nothing of no limits.
+func (r Resources) MarshalJSON() ([]byte, error) {
+	type plain Resources
+	return orNull(plain(r), r == Resources{})
 }
 
 // Unlimited is the size of no limit.

@@ -30,9 +30,9 @@ func ParseStatus(text string) Status { return Status(index(statuses, text)) }
 type State struct {
 	PID        int64  `json:"pid"` // -1: no process
 	StartedAt  string `json:"started_at"`
-	FinishedAt string `json:"finished_at"`
 	Error      string `json:"error"`
 	ExitCode   int64  `json:"exit_code"`
+	FinishedAt string `json:"finished_at"`
 	Exited     bool   `json:"exited"`
 	Dead       bool   `json:"dead"`
 	Restarting bool   `json:"restarting"`
