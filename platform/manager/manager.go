@@ -262,6 +262,10 @@ func (m *Manager) handle(ctx context.Context, ev mqttbus.Event) error {
 		m.counters.up.Store(false)
 		m.held = nil // they come again
 		m.current.disconnected()
+		if m.cfg.SafeTopic {
+			// It may say something else meanwhile. What the broker retains comes again with the next connection.
+			m.gate.Said(false, "it cannot be heard, there is no connection to the broker")
+		}
 		return m.driver.Handle(ctx, orchestrator.Disconnected{})
 	case mqttbus.Received:
 		return m.receive(ctx, ev.Message)

@@ -469,6 +469,23 @@ func TestTheVehicleSaysWhetherItMayBeRebooted(t *testing.T) {
 	r.eventually("retained word", func() bool { ok, _ := safe(); return ok })
 }
 
+func TestTheVehiclesWordHoldsOnlyWhileItCanBeHeard(t *testing.T) {
+	t.Parallel()
+	r := start(t, func(c *Config) { c.SafeTopic = true })
+	says := func(safe bool, reason string) func() bool {
+		return func() bool {
+			ok, why := r.m.gate.Safe(t.Context(), time.Now())
+			return ok == safe && strings.Contains(why, reason)
+		}
+	}
+	r.broker.Client(t).Retain("vehicleupdate/safetoreboot", `{"payload":{"safe":true}}`)
+	r.eventually("yes", says(true, ""))
+	r.broker.Stop()
+	r.eventually("no, without a connection", says(false, "cannot be heard"))
+	r.broker.Restart()
+	r.eventually("retained yes", says(true, ""))
+}
+
 func TestSubscriptionsAreThoseOfTheProtocol(t *testing.T) {
 	t.Parallel()
 	c := Config{Domain: "vehicle", Agents: map[string]orchestrator.Agent{"self-update": {}, "containers": {}}}
