@@ -325,6 +325,11 @@ func (m *Manager) command(ctx context.Context, msg *mqttbus.Message) error {
 	case err != nil && !errors.Is(err, updateproto.ErrNoActivityID):
 		m.malformed(msg, id, err)
 	case c.Command == updateproto.CommandRollback:
+		// Without an id the orchestrator would take it for whatever runs. Who sends a message cannot know that: it may come late.
+		if running := m.driver.Status().ActivityID; id == "" && running != "" {
+			m.log.Warn("ROLLBACK without an activityId is ignored, expected that of the activity to cancel", "running", running)
+			return nil
+		}
 		return m.driver.Handle(ctx, orchestrator.Cancelled{ID: id, By: "a command"})
 	default:
 		m.log.Warn(fmt.Sprintf("command %.40q is ignored, expected ROLLBACK to cancel: the agents get theirs from the update manager", c.Command), "activity", id)

@@ -278,14 +278,19 @@ func TestMessagesHaveTheMembersOfTheProtocol(t *testing.T) {
 // waiting starts a manager that waits, in the activity a1 of one domain, for the owner's consent to UPDATE.
 func waiting(t *testing.T) (*rig, *agents.Agent, *agents.Manager) {
 	t.Helper()
+	return waitingIn(t, "a1")
+}
+
+func waitingIn(t *testing.T, id string) (*rig, *agents.Agent, *agents.Manager) {
+	t.Helper()
 	r := start(t, func(c *Config) {
 		c.Agents = map[string]orchestrator.Agent{"containers": {ReadTimeout: patience}}
 		c.Orchestrator.Consent = []string{"UPDATE"}
 	})
 	a := r.agent(agents.Script{Domain: "containers"})
 	m := agents.Watch(t, r.broker.URL(), "vehicle")
-	m.Apply("a1", agents.Desire(agents.Target{Domain: "containers", Component: "app", Version: "2"}))
-	r.eventually("question to the owner", func() bool { return on(m.Messages(), "vehicleupdate/ownerconsent", `"a1"`) > 0 })
+	m.Apply(id, agents.Desire(agents.Target{Domain: "containers", Component: "app", Version: "2"}))
+	r.eventually("question to the owner", func() bool { return on(m.Messages(), "vehicleupdate/ownerconsent", `"`+id+`"`) > 0 })
 	return r, a, m
 }
 
@@ -301,12 +306,37 @@ func TestASecondDesiredStateIsRefusedAtOnce(t *testing.T) {
 	}
 }
 
+func TestOnlyARollbackOfTheActivityCancels(t *testing.T) {
+	t.Parallel()
+	_, a, m := waiting(t)
+	for _, c := range []string{
+		`{"activityId":"a2","payload":{"command":"ROLLBACK"}}`, `{"activityId":"","payload":{"command":"ROLLBACK"}}`, `{"payload":{"command":"ROLLBACK"}}`,
+		`{"activityId":"a1","payload":{"command":"UPDATE"}}`, `{"activityId":"a1","payload":{"command":"CLEANUP"}}`,
+	} {
+		m.PublishRaw("vehicleupdate/desiredstate/command", []byte(c))
+	}
+	m.Publish("vehicleupdate/ownerconsentfeedback", "a1", map[string]string{"status": "APPROVED"})
+	if end := m.End("a1", patience); end.Status != "COMPLETED" {
+		t.Errorf("a1 ended as %+v", end)
+	}
+	if got := strings.Join(a.Orders("a1"), " "); got != "IDENTIFY DOWNLOAD UPDATE ACTIVATE CLEANUP" {
+		t.Error(got)
+	}
+}
+
+func TestAnActivityWithoutAnIDIsCancelledWithoutOne(t *testing.T) {
+	t.Parallel()
+	r, a, m := waitingIn(t, "")
+	m.Publish("vehicleupdate/desiredstate/command", "", map[string]string{"command": "ROLLBACK"})
+	if end := m.End("", patience); end.Status != "INCOMPLETE" || !strings.Contains(end.Message, "cancel") {
+		t.Errorf("ended as %+v", end)
+	}
+	r.eventually("free agent", a.Idle)
+}
+
 func TestACommandCancels(t *testing.T) {
 	t.Parallel()
 	r, a, m := waiting(t)
-	for _, c := range []struct{ id, command string }{{"a2", "ROLLBACK"}, {"a1", "UPDATE"}, {"a1", "CLEANUP"}} {
-		m.Publish("vehicleupdate/desiredstate/command", c.id, map[string]string{"command": c.command})
-	}
 	m.Publish("vehicleupdate/desiredstate/command", "a1", map[string]string{"command": "ROLLBACK"})
 	if end := m.End("a1", patience); end.Status != "INCOMPLETE" || !strings.Contains(end.Message, "cancel") {
 		t.Errorf("a1 ended as %+v", end)
