@@ -88,9 +88,19 @@ demo: modules ## update a virtual vehicle from nothing; KEEP=1 leaves it running
 .PHONY: test
 test: modules ## run all tests, with real brokers, RAUC and virtual vehicles
 	go run ./testing/host test vehicle
-	$(root) env SDVBOX_REQUIRE=1 go test -timeout 10m $(TESTFLAGS) $$(go list ./... | grep -v /testing/)
-	$(root) env SDVBOX_REQUIRE=1 go test -timeout 20m -p 1 $(TESTFLAGS) ./testing/...
-	$(MAKE) fuzz
+	$(MAKE) --no-print-directory -j 2 test-lives test-parts test-vehicles fuzz
+
+# A virtual vehicle keeps one processor busy. The lives of vehicles have deadlines; whatever runs beside them gives way.
+suite  = $(root) env SDVBOX_REQUIRE=1 go test $(TESTFLAGS)
+beside = 2>&1 | sed -u 's/^/| /'
+
+.PHONY: test-lives test-parts test-vehicles
+test-lives: modules
+	$(suite) -timeout 20m ./testing/e2e
+test-parts: modules
+	nice -n 19 $(suite) -timeout 10m $$(go list ./... | grep -vE '/testing/(e2e|powercut|rescue|vehicle)$$') $(beside)
+test-vehicles: modules
+	nice -n 19 $(suite) -timeout 20m -p 1 ./testing/powercut ./testing/rescue ./testing/vehicle $(beside)
 
 .PHONY: test-long
 test-long: modules ## also run what takes hours: exhaustive power cuts, watchdog, a thousand updates
@@ -111,7 +121,7 @@ fuzz: modules ## fuzz each target for FUZZTIME, by default all of them within a 
 			-test.parallel 1 -test.fuzzcachedir $$cache/$$1 2>&1); }; \
 		fuzz $$0 $$1 || { ! grep -q "Failing input" <<<"$$out" && grep -q "context deadline exceeded" <<<"$$out" && fuzz $$0 $$1; } || \
 			{ echo "$$out"; exit 1; }; \
-		echo "$$0 $$1: $$(grep ^fuzz: <<<"$$out" | tail -n 1)"' <$$dir/targets
+		echo "$$0 $$1: $$(grep ^fuzz: <<<"$$out" | tail -n 1)"' <$$dir/targets $(beside)
 
 .PHONY: powercut
 powercut: modules ## kill a virtual vehicle N times in the middle of updates, at moments chosen by SEED
