@@ -98,7 +98,7 @@ beside = 2>&1 | sed -u 's/^/| /'
 test-lives: modules
 	$(suite) -timeout 20m ./testing/e2e
 test-parts: modules
-	nice -n 19 $(suite) -timeout 10m $$(go list ./... | grep -vE '/testing/(e2e|powercut|rescue|vehicle)$$') $(beside)
+	nice -n 19 $(suite) -timeout 20m $$(go list ./... | grep -vE '/testing/(e2e|powercut|rescue|vehicle)$$') $(beside)
 test-vehicles: modules
 	nice -n 19 $(suite) -timeout 20m -p 1 ./testing/powercut ./testing/rescue ./testing/vehicle $(beside)
 
