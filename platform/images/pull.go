@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	digests "github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"sdvbox/platform/containerd"
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/grpc"
+)
+
+// Pull makes sure that an image is here, and that a container can be made of it. One that is here is not asked for again. With
+// a verifier, it has to be one that a signature has been found for. Progress may be nil; it is called by one goroutine at a
+// time, and no more when Pull has returned.
+func (s *Store) Pull(ctx context.Context, ref string, progress func(ctrmodel.Progress)) (Image, error) {
+	return s.pull(ctx, ref, progress, false)
+}
+
+// Refresh is Pull that asks the registry whether the name stands for something else now.
+func (s *Store) Refresh(ctx context.Context, ref string, progress func(ctrmodel.Progress)) (Image, error) {
+	return s.pull(ctx, ref, progress, true)
+}
+
+func (s *Store) pull(ctx context.Context, name string, progress func(ctrmodel.Progress), again bool) (Image, error) {
+	ref, err := parseRef(name)
+	if err != nil {
+		return Image{}, err
+	}
+	unlock, err := s.locks.lock(ctx, "image "+name)
+	if err != nil {
+		return Image{}, err
+	}
+	defer unlock()
+	j := s.job(name, progress)
+	defer j.end()
+
+	if !again {
+		stored, err := s.Client.Images.Get(ctx, name)
+		if err != nil && grpc.CodeOf(err) != grpc.NotFound {
+			return Image{}, model(err, "image %s", name)
+		}
+		pinned, e := ref.Digest()
+		if err == nil && (e != nil || stored.Target != nil && stored.Target.Digest == pinned.String()) {
+			img, err := j.present(ctx, stored)
+			if err == nil || ctrmodel.KindOf(err) != ctrmodel.NotFound {
+				return img, err
+			}
+		}
+	}
+	j.report("resolving", 0, 0)
+	repo, err := s.connect(ctx, ref)
+	if err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", name, err)
+	}
+	defer repo.close()
+	var root v1.Descriptor
+	var data []byte
+	if err := s.retry(ctx, min(s.Patience, 10*time.Second), func(func()) error {
+		root, data, err = repo.root(ctx)
+		return err
+	}); err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", name, err)
+	}
+	labels := map[string]string{}
+	if s.Verify != nil {
+		j.report("verifying", 0, 0)
+		if err := s.Verify(ctx, repo.oras(), root); err != nil {
+			return Image{}, fmt.Errorf("image %s: %w", name, repo.error(err))
+		}
+		labels[verified] = root.Digest.String()
+	}
+	source := func(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+		if d.Digest == root.Digest { // what has been verified, and nothing else
+			return io.NopCloser(bytes.NewReader(data[offset:])), nil
+		}
+		return repo.open(ctx, d, offset)
+	}
+	img, err := j.install(ctx, root, source, map[string]string{distribution + repo.host: ref.Repository}, labels)
+	if err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", name, err)
+	}
+	return img, nil
+}
+
+// present takes an image as it is here, if it is verified and complete. Else the error is NotFound.
+func (j *job) present(ctx context.Context, stored *containerd.Image) (Image, error) {
+	if j.store.Verify != nil && stored.Labels[verified] != stored.Target.Digest {
+		return Image{}, ctrmodel.Errorf(ctrmodel.NotFound, "image %s is here, but no signature of it has been seen", stored.Name)
+	}
+	img, p, err := j.store.read(ctx, stored)
+	if err != nil {
+		return Image{}, err
+	}
+	if _, err := j.store.Client.Snapshots.Stat(ctx, img.ChainID); err == nil {
+		return img, nil
+	} else if grpc.CodeOf(err) != grpc.NotFound {
+		return Image{}, model(err, "image %s", stored.Name)
+	}
+	for _, l := range p.layers {
+		if _, err := j.store.Client.Content.Info(ctx, l.Digest.String()); err != nil {
+			return Image{}, model(err, "layer %s", l.Digest)
+		}
+	}
+	return img, j.leased(ctx, func(ctx context.Context) error { return j.unpack(ctx, p) })
+}
+
+// source is where the parts of an image come from. What is read begins at the offset.
+type source func(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error)
+
+// job is the way of one image into the store.
+type job struct {
+	store *Store
+	name  string
+	lease string
+
+	mu          sync.Mutex
+	progress    func(ctrmodel.Progress)
+	last        ctrmodel.Progress
+	told        time.Time
+	done, total int64 // bytes of layers
+}
+
+func (s *Store) job(name string, progress func(ctrmodel.Progress)) *job {
+	return &job{store: s, name: name, progress: progress, lease: fmt.Sprintf("%s%x", leasePrefix, sha256.Sum256([]byte(name)))[:len(leasePrefix)+16]}
+}
+
+// leasePrefix begins the names of the leases that hold what is not complete. The same name has the same lease, so that a pull
+// finds what one before it has left.
+const leasePrefix = "sdvbox-pull-"
+
+func (j *job) end() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.progress = nil
+}
+
+// report tells how far the job is, often enough for people.
+func (j *job) report(phase string, done, total int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	p := ctrmodel.Progress{Phase: phase, Done: done, Total: total}
+	if j.progress == nil || p == j.last || p.Phase == j.last.Phase && done < total && time.Since(j.told) < 100*time.Millisecond {
+		return
+	}
+	j.last, j.told = p, time.Now()
+	j.progress(p)
+}
+
+// downloaded counts bytes; less than none if they have turned out to be wrong.
+func (j *job) downloaded(n int64) {
+	j.mu.Lock()
+	j.done += n
+	done, total := j.done, j.total
+	j.mu.Unlock()
+	j.report("downloading", done, total)
+}
+
+// leased does something under the lease of the job, and while there is space on the disk. What it has made is thrown away if
+// there is no use in going on later.
+func (j *job) leased(ctx context.Context, do func(context.Context) error) (err error) {
+	s := j.store
+	if err := s.Client.Leases.Create(ctx, j.lease, map[string]string{"sdvbox.image": j.name}); err != nil && grpc.CodeOf(err) != grpc.AlreadyExists {
+		return model(err, "lease")
+	}
+	defer func() {
+		switch {
+		case err == nil:
+		case ctrmodel.KindOf(err) == ctrmodel.Unavailable, ctrmodel.KindOf(err) == ctrmodel.Cancelled, ctrmodel.KindOf(err) == ctrmodel.DeadlineExceeded:
+			return
+		}
+		ctx, cancel := cleanup(ctx)
+		defer cancel()
+		if e := s.Client.Leases.Delete(ctx, j.lease, err != nil); e != nil {
+			s.Log.Warn("cannot end the lease of an image", "image", j.name, "lease", j.lease, "error", e)
+		}
+	}()
+	guarded, stop := s.guard(ctx)
+	defer stop()
+	err = do(containerd.WithLease(guarded, j.lease))
+	if cause := context.Cause(guarded); err != nil && cause != nil {
+		err = cause
+	}
+	return err
+}
+
+// cleanup is a context for what has to be done even when the time is up.
+func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+}
+
+// install gets what an image is made of, unpacks it and gives it its name.
+func (j *job) install(ctx context.Context, root v1.Descriptor, from source, origin, labels map[string]string) (img Image, err error) {
+	s := j.store
+	err = j.leased(ctx, func(ctx context.Context) error {
+		p, err := s.resolve(ctx, root, func(ctx context.Context, d v1.Descriptor, labels map[string]string) ([]byte, error) {
+			return j.document(ctx, d, labels, from)
+		}, origin)
+		if err != nil {
+			return err
+		}
+		if err := j.download(ctx, p, from, origin); err != nil {
+			return err
+		}
+		if err := j.unpack(ctx, p); err != nil {
+			return err
+		}
+		stored, err := j.tag(ctx, root, labels)
+		if err != nil {
+			return err
+		}
+		img, _, err = s.read(ctx, stored)
+		return err
+	})
+	return img, err
+}
+
+// tag lets the name stand for the image.
+func (j *job) tag(ctx context.Context, root v1.Descriptor, labels map[string]string) (*containerd.Image, error) {
+	image := &containerd.Image{Name: j.name, Labels: labels,
+		Target: &containerd.Descriptor{MediaType: root.MediaType, Digest: root.Digest.String(), Size: root.Size}}
+	stored, err := j.store.Client.Images.Create(ctx, image)
+	if grpc.CodeOf(err) == grpc.AlreadyExists {
+		stored, err = j.store.Client.Images.Update(ctx, image, "target", "labels")
+	}
+	return stored, model(err, "image %s", j.name)
+}
+
+// document gets a short part of the image. It becomes content when it is given labels.
+func (j *job) document(ctx context.Context, d v1.Descriptor, labels map[string]string, from source) (data []byte, err error) {
+	if d.Size > maxDocument {
+		return nil, unusable("%s has %d bytes, which are too many for its type %q", d.Digest, d.Size, d.MediaType)
+	}
+	s := j.store
+	if data, err = s.Client.Content.Read(ctx, d.Digest.String(), maxDocument); grpc.CodeOf(err) == grpc.NotFound {
+		err = s.retry(ctx, s.Patience, func(func()) error {
+			r, err := from(ctx, d, 0)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			if data, err = io.ReadAll(io.LimitReader(r, maxDocument+1)); err != nil {
+				return err
+			}
+			if int64(len(data)) != d.Size || digests.FromBytes(data) != d.Digest {
+				return unusable("%s is not what has been sent for it", d.Digest)
+			}
+			return nil
+		})
+	} else if err != nil {
+		err = model(err, "%s", d.Digest)
+	}
+	if err != nil || labels == nil {
+		return data, err
+	}
+	return data, j.blob(ctx, d, labels, func(_ context.Context, _ v1.Descriptor, offset int64) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(data[offset:])), nil
+	}, func(int64) {})
+}
+
+// download gets the layers.
+func (j *job) download(ctx context.Context, p *parts, from source, origin map[string]string) error {
+	j.total = 0
+	for _, l := range p.layers {
+		j.total += l.Size
+	}
+	if err := j.space(ctx, p); err != nil {
+		return err
+	}
+	j.report("downloading", 0, j.total)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(3)
+	for _, l := range p.layers {
+		g.Go(func() error { return j.blob(ctx, l, origin, from, j.downloaded) })
+	}
+	return g.Wait()
+}
+
+// blob gets a part of the image and puts labels on it. One that has begun to come is gone on with.
+func (j *job) blob(ctx context.Context, d v1.Descriptor, labels map[string]string, from source, count func(int64)) error {
+	s := j.store
+	digest := d.Digest.String()
+	unlock, err := s.locks.lock(ctx, digest)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	there := func() error {
+		count(d.Size)
+		return model(s.Client.Content.SetLabels(ctx, digest, labels), "%s", digest)
+	}
+	again := true // what was here before may have been wrong
+	return s.retry(ctx, s.Patience, func(alive func()) (err error) {
+		// First the lease, so that it does not go away when it is there.
+		if err := s.Client.Leases.Add(ctx, j.lease, containerd.Resource{ID: digest, Type: "content"}); err != nil {
+			return model(err, "lease")
+		}
+		if _, err := s.Client.Content.Info(ctx, digest); err == nil {
+			return there()
+		} else if grpc.CodeOf(err) != grpc.NotFound {
+			return model(err, "%s", digest)
+		}
+		w, err := s.Client.Content.Writer(ctx, "layer-"+digest, d.Size, digest)
+		if grpc.CodeOf(err) == grpc.AlreadyExists { // in another namespace
+			return there()
+		} else if err != nil {
+			return model(err, "%s", digest)
+		}
+		defer w.Close()
+		offset := w.Offset()
+		if offset > d.Size {
+			if err := w.Truncate(); err != nil {
+				return model(err, "%s", digest)
+			}
+			offset = 0
+		}
+		counted := offset
+		count(counted)
+		defer func() {
+			if err != nil {
+				count(-counted)
+			}
+		}()
+		if offset < d.Size {
+			r, err := from(ctx, d, offset)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			n, err := transfer(w, io.LimitReader(r, d.Size-offset), func(n int64) {
+				counted += n
+				count(n)
+				alive()
+			})
+			if err == nil && n < d.Size-offset {
+				err = ctrmodel.Errorf(ctrmodel.Unavailable, "%s has ended after %d of %d bytes", digest, offset+n, d.Size)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		err = w.Commit(labels)
+		switch grpc.CodeOf(err) {
+		case grpc.AlreadyExists:
+			return model(s.Client.Content.SetLabels(ctx, digest, labels), "%s", digest)
+		case grpc.FailedPrecondition:
+			if e := s.Client.Content.Abort(ctx, "layer-"+digest); e != nil && grpc.CodeOf(e) != grpc.NotFound {
+				return model(e, "%s", digest)
+			}
+			if offset > 0 && again {
+				again = false
+				return ctrmodel.Errorf(ctrmodel.Unavailable, "%s has come in parts that do not fit: %w", digest, err)
+			}
+			return unusable("%s is not what has been sent for it: %w", digest, err)
+		}
+		return model(err, "%s", digest)
+	})
+}
+
+// transfer copies to containerd in large pieces. What has arrived is there even if it ends with an error.
+func transfer(w *containerd.Writer, r io.Reader, count func(int64)) (n int64, err error) {
+	var writing error
+	b := bufio.NewWriterSize(writer(func(p []byte) (int, error) {
+		n, err := w.Write(p)
+		count(int64(n))
+		writing = err
+		return n, err
+	}), 256<<10)
+	n, err = io.Copy(b, r)
+	if flush := b.Flush(); err == nil {
+		err = flush
+	}
+	if writing != nil {
+		err = model(writing, "cannot write")
+	}
+	return n, err
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(b []byte) (int, error) { return w(b) }
+
+// retry tries what may become possible until there has been no progress for a time.
+func (s *Store) retry(ctx context.Context, patience time.Duration, try func(alive func()) error) error {
+	var mu sync.Mutex
+	last, pause := time.Now(), s.Patience/60
+	for {
+		err := try(func() {
+			mu.Lock()
+			defer mu.Unlock()
+			last, pause = time.Now(), s.Patience/60
+		})
+		if err == nil || ctrmodel.KindOf(err) != ctrmodel.Unavailable {
+			return err
+		}
+		mu.Lock()
+		left := patience - time.Since(last)
+		wait := pause/2 + rand.N(pause/2+1)
+		pause = min(2*pause, s.Patience/4)
+		mu.Unlock()
+		if left <= wait {
+			return err
+		}
+		s.Log.Info("interrupted", "error", err, "retry", wait)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return context.Cause(ctx)
+		}
+	}
+}

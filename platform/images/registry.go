@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	digests "github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/registry"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/fetch"
+)
+
+// repository is where a registry keeps an image.
+type repository struct {
+	ref    registry.Reference
+	host   string // as images are named with
+	base   string // URL
+	client *auth.Client
+	stall  time.Duration
+}
+
+// parseRef takes an image name apart. Without tag and digest it is the tag latest.
+func parseRef(name string) (registry.Reference, error) {
+	ref, err := registry.ParseReference(name)
+	if err == nil && !strings.ContainsAny(ref.Registry, ".:") && ref.Registry != "localhost" {
+		err = fmt.Errorf("%q is not a registry", ref.Registry)
+	}
+	if err != nil {
+		return ref, ctrmodel.Errorf(ctrmodel.InvalidArgument, "image name %.300q is not like registry.example/path:tag or registry.example/path@sha256:…: %w", name, err)
+	}
+	if ref.Reference == "" {
+		ref.Reference = "latest"
+	}
+	if d, err := ref.Digest(); err == nil && d.Algorithm() != digests.SHA256 {
+		return ref, ctrmodel.Errorf(ctrmodel.InvalidArgument, "image name %.300q: the digest is not SHA-256", name)
+	}
+	return ref, nil
+}
+
+// connect prepares to talk to the registry of an image.
+func (s *Store) connect(ctx context.Context, ref registry.Reference) (*repository, error) {
+	s.mu.Lock()
+	config, known := s.registries[ref.Registry]
+	insecure := slices.Contains(s.insecure, ref.Registry) || slices.Contains(s.insecure, hostOf(ref.Registry))
+	s.mu.Unlock()
+	if !insecure && (!known || config.Transport == Transport{}) && loopback(hostOf(ref.Registry)) {
+		insecure = true
+	}
+	t := config.Transport
+	if insecure {
+		t = Transport{}
+	}
+	for _, file := range []string{t.RootCA, t.ClientCert, t.ClientKey} {
+		if file != "" && !filepath.IsAbs(file) {
+			return nil, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "registry %s: %q is not an absolute path", ref.Registry, file)
+		}
+	}
+	client, err := fetch.NewClient(fetch.TLS{CAFile: t.RootCA, CertFile: t.ClientCert, KeyFile: t.ClientKey})
+	if err != nil {
+		return nil, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "registry %s: %w", ref.Registry, err)
+	}
+	scheme := "https://"
+	if insecure {
+		client.Transport.(*http.Transport).TLSClientConfig.InsecureSkipVerify = true
+		if plain(ctx, client, ref.Host()) {
+			scheme = "http://"
+		}
+	}
+	a := &auth.Client{Client: client, Cache: auth.NewCache()}
+	a.SetUserAgent("sdvbox")
+	if c := config.Credentials; c != (Credentials{}) {
+		a.Credential = auth.StaticCredential(ref.Host(), auth.Credential{Username: c.UserID, Password: c.Password})
+	}
+	return &repository{ref, ref.Registry, scheme + ref.Host() + "/v2/" + ref.Repository, a, s.Stall}, nil
+}
+
+func hostOf(registry string) string {
+	if host, _, err := net.SplitHostPort(registry); err == nil {
+		return host
+	}
+	return registry
+}
+
+func loopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
+
+// plain tells whether a registry talks HTTP without TLS.
+func plain(ctx context.Context, client *http.Client, host string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/v2/", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode != http.StatusBadRequest // which is what a TLS server says to that
+}
+
+func (r *repository) close() { r.client.Client.CloseIdleConnections() }
+
+// oras is the repository for those who need more of a registry.
+func (r *repository) oras() *remote.Repository {
+	return &remote.Repository{Client: r.client, Reference: r.ref, PlainHTTP: strings.HasPrefix(r.base, "http:")}
+}
+
+// root asks what the image name stands for now.
+func (r *repository) root(ctx context.Context) (v1.Descriptor, []byte, error) {
+	resp, err := r.get(ctx, "/manifests/"+r.ref.Reference, v1.MediaTypeImageIndex+", "+v1.MediaTypeImageManifest+", "+dockerIndex+", "+dockerManifest, 0)
+	if err != nil {
+		return v1.Descriptor{}, nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
+	if err != nil {
+		return v1.Descriptor{}, nil, r.error(err)
+	}
+	if len(data) > maxDocument {
+		return v1.Descriptor{}, nil, unusable("registry %s: the manifest is longer than %d bytes", r.host, maxDocument)
+	}
+	d := v1.Descriptor{Digest: digests.FromBytes(data), Size: int64(len(data))}
+	want := digests.Digest(resp.Header.Get("Docker-Content-Digest"))
+	if pinned, err := r.ref.Digest(); err == nil {
+		want = pinned
+	}
+	if want != "" && want.Algorithm() == digests.SHA256 && want != d.Digest {
+		return d, nil, unusable("registry %s has sent a manifest with digest %s for %s", r.host, d.Digest, want)
+	}
+	d.MediaType, _, _ = mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if !isManifest(d.MediaType) && !isIndex(d.MediaType) {
+		return d, nil, unusable("registry %s has sent something of type %.100q, not the manifest of an image", r.host, d.MediaType)
+	}
+	return d, data, nil
+}
+
+// open is the source of what the image is made of.
+func (r *repository) open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+	path, accept := "/blobs/", ""
+	if isManifest(d.MediaType) {
+		path, accept = "/manifests/", d.MediaType
+	}
+	resp, err := r.get(ctx, path+d.Digest.String(), accept, offset)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode == http.StatusOK {
+		if resp.ContentLength >= 0 && resp.ContentLength != d.Size {
+			resp.Body.Close()
+			return nil, unusable("registry %s: %s has %d bytes, expected %d", r.host, d.Digest, resp.ContentLength, d.Size)
+		}
+		if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
+			resp.Body.Close()
+			return nil, r.error(err)
+		}
+	} else if want := fmt.Sprintf("bytes %d-%d/", offset, d.Size-1); !strings.HasPrefix(resp.Header.Get("Content-Range"), want) {
+		resp.Body.Close()
+		return nil, unusable("registry %s has sent the part %.100q of %s instead of %s", r.host, resp.Header.Get("Content-Range"), d.Digest, want)
+	}
+	return resp.Body, nil
+}
+
+// get asks for something, from offset on if the registry can. The answer ends with an error when the registry is silent.
+func (r *repository) get(ctx context.Context, path, accept string, offset int64) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	watch := time.AfterFunc(r.stall, func() {
+		cancel(ctrmodel.Errorf(ctrmodel.Unavailable, "registry %s has been silent for %v", r.host, r.stall))
+	})
+	end := func() {
+		watch.Stop()
+		cancel(nil)
+	}
+	req, err := http.NewRequestWithContext(auth.AppendRepositoryScope(ctx, r.ref, auth.ActionPull), http.MethodGet, r.base+path, nil)
+	if err != nil {
+		end()
+		return nil, ctrmodel.Errorf(ctrmodel.InvalidArgument, "registry %s: %w", r.host, err)
+	}
+	if accept != "" {
+		req.Header.Set("Accept", accept)
+	}
+	if offset > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		end()
+		return nil, r.error(err)
+	}
+	if resp.StatusCode != http.StatusOK && (resp.StatusCode != http.StatusPartialContent || offset == 0) {
+		resp.Body.Close()
+		end()
+		return nil, r.error(&errcode.ErrorResponse{Method: http.MethodGet, URL: req.URL, StatusCode: resp.StatusCode})
+	}
+	resp.Body = &watched{resp.Body, ctx, func() { watch.Reset(r.stall) }, end, r}
+	return resp, nil
+}
+
+// watched is the body of an answer.
+type watched struct {
+	io.ReadCloser
+	ctx   context.Context
+	alive func()
+	end   func()
+	from  *repository
+}
+
+func (w *watched) Read(b []byte) (int, error) {
+	n, err := w.ReadCloser.Read(b)
+	if n > 0 {
+		w.alive()
+	}
+	if err != nil && err != io.EOF {
+		if cause := context.Cause(w.ctx); cause != nil {
+			err = cause
+		}
+		err = w.from.error(err)
+	}
+	return n, err
+}
+
+func (w *watched) Close() error {
+	w.end()
+	return w.ReadCloser.Close()
+}
+
+// error gives what has gone wrong with the registry a kind.
+func (r *repository) error(err error) error {
+	kind := ctrmodel.KindOf(err)
+	var status *errcode.ErrorResponse
+	var cert *tls.CertificateVerificationError
+	var network net.Error
+	switch {
+	case kind != ctrmodel.Internal:
+		return err
+	case errors.As(err, &status):
+		switch code := status.StatusCode; {
+		case code == http.StatusUnauthorized:
+			kind = ctrmodel.Unauthenticated
+		case code == http.StatusForbidden:
+			kind = ctrmodel.PermissionDenied
+		case code == http.StatusNotFound:
+			kind = ctrmodel.NotFound
+		case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= 500:
+			kind = ctrmodel.Unavailable
+		default:
+			kind = ctrmodel.FailedPrecondition
+		}
+	case errors.Is(err, auth.ErrBasicCredentialNotFound):
+		kind = ctrmodel.Unauthenticated
+	case errors.As(err, &cert):
+		kind = ctrmodel.FailedPrecondition
+	case strings.Contains(err.Error(), http.ErrSchemeMismatch.Error()):
+		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "registry %s does not talk TLS, and is not among the insecure registries: %w", r.host, err)
+	case errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		kind = ctrmodel.Unavailable
+	}
+	return ctrmodel.Errorf(kind, "registry %s: %w", r.host, err)
+}

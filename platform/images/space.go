@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"math"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/grpc"
+)
+
+// free is how many bytes may still be written where containerd keeps its data. Less than none: the reserve is in use.
+func (s *Store) free() (int64, error) {
+	var st unix.Statfs_t
+	switch err := unix.Statfs(s.Root, &st); {
+	case errors.Is(err, fs.ErrNotExist): // a containerd that was told to keep them elsewhere
+		return math.MaxInt64, nil
+	case err != nil:
+		return 0, ctrmodel.Errorf(ctrmodel.Internal, "free space: %w", &os.PathError{Op: "statfs", Path: s.Root, Err: err})
+	}
+	return int64(st.Bavail)*st.Bsize - s.Reserve, nil
+}
+
+// space makes sure that there is space for what has still to come.
+func (j *job) space(ctx context.Context, p *parts) error {
+	s := j.store
+	var need int64
+	for i, l := range p.layers {
+		if _, err := s.Client.Snapshots.Stat(ctx, p.chainID(i+1)); grpc.CodeOf(err) == grpc.NotFound {
+			need += 2 * l.Size // unpacked, it seldom is less
+		}
+		if _, err := s.Client.Content.Info(ctx, l.Digest.String()); grpc.CodeOf(err) == grpc.NotFound {
+			need += l.Size
+			if part, err := s.Client.Content.Status(ctx, "layer-"+l.Digest.String()); err == nil {
+				need -= min(part.Offset, l.Size)
+			}
+		}
+	}
+	free, err := s.free()
+	if err == nil && free < need {
+		err = s.full(free, need)
+	}
+	return err
+}
+
+func (s *Store) full(free, need int64) error {
+	return ctrmodel.Errorf(ctrmodel.ResourceExhausted, "not enough space in %s: needs about %d bytes, has %d beside a reserve of %d",
+		s.Root, need, max(0, free), s.Reserve)
+}
+
+// guard ends the context when space gets short.
+func (s *Store) guard(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				if free, err := s.free(); err == nil && free < 0 {
+					cancel(s.full(free, 1))
+				}
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
