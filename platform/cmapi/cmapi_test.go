@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -369,6 +370,40 @@ func TestFieldsHaveTheirNumbers(t *testing.T) {
 	}
 	if diff := cmp.Diff(string(want), got.String()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestManualHasTheMessagesOfTheSecondService(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/containers-api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, message := range map[string]any{
+		"Event": event{}, "StatsRequest": statsRequest{}, "StatsResponse": statsResponse{}, "Stats": stats{},
+		"ExecRequest": execRequest{}, "ExecResponse": execResponse{}, "PullRequest": pullRequest{}, "PullResponse": pullResponse{},
+		"ImagesResponse": imagesResponse{}, "Image": storedImage{}, "FollowLogsRequest": logsRequest{}, "FollowLogsResponse": logsResponse{},
+	} {
+		_, text, _ := strings.Cut(string(manual), "\nmessage "+name+" {\n")
+		text, _, _ = strings.Cut(text, "\n}")
+		var got, want []string
+		for _, field := range regexp.MustCompile(`(?m)^ +((?:repeated )?)(?:optional )?(\S+) \w+ = (\d+);`).FindAllStringSubmatch(text, -1) {
+			got = append(got, field[3]+" "+field[1]+field[2])
+		}
+		types := map[string]string{
+			"[]string": "repeated string", "[]uint8": "bytes", "*int32": "int32", "*protobuf.Timestamp": "google.protobuf.Timestamp",
+			"*cmapi.container": "Container", "*cmapi.windowSize": "WindowSize", "[]*cmapi.stats": "repeated Stats",
+			"*cmapi.storedImage": "Image", "[]*cmapi.storedImage": "repeated Image",
+		}
+		for f := range reflect.TypeOf(message).Fields() {
+			kind := f.Type.String()
+			if known, ok := types[kind]; ok {
+				kind = known
+			}
+			want = append(want, f.Tag.Get("pb")+" "+kind)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
 	}
 }
 
