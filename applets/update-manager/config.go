@@ -95,6 +95,7 @@ type connectionSettings struct {
 type gateSettings struct {
 	rebootgate.Config
 	Timeout config.Duration `json:"timeout"` // an update whose reboot is unsafe for so long has failed
+	Unclear bool            // something of it is not understood
 }
 
 // agent is one update agent.
@@ -136,7 +137,7 @@ func defaults() settings {
 		OwnerConsentTimeout:    config.Duration(30 * time.Minute),
 		FailurePolicy:          string(orchestrator.Baseline),
 		VerifyTimeout:          config.Duration(20 * time.Minute),
-		RebootGate:             gateSettings{rebootgate.Config{DropIns: "/etc/sdvbox/reboot.d"}, config.Duration(24 * time.Hour)},
+		RebootGate:             gateSettings{rebootgate.Config{DropIns: "/etc/sdvbox/reboot.d"}, config.Duration(24 * time.Hour), false},
 		StateDir:               "/data/sdvbox/update-manager",
 		ControlSocket:          "/run/update-manager/control.sock",
 	}
@@ -297,15 +298,23 @@ func (s *settings) check(f *config.File) error {
 func (s *settings) checkGate(f *config.File) {
 	if _, err := rebootgate.New(s.RebootGate.Config); err != nil {
 		f.Warn("rebootGate", err.Error())
-		s.RebootGate.Config = rebootgate.Config{}
 	}
-	unclear := slices.ContainsFunc(f.Warnings, func(w config.Warning) bool {
+	s.RebootGate.Unclear = slices.ContainsFunc(f.Warnings, func(w config.Warning) bool {
 		return strings.HasPrefix(w.Key, "rebootGate") && !strings.HasSuffix(strings.ToLower(w.Key), "timeout")
 	})
-	if unclear && s.RebootEnabled {
+	if s.RebootGate.Unclear && s.RebootEnabled {
 		f.Warn("rebootEnabled", "taken as false, because rebootGate is not understood")
 		s.RebootEnabled = false
 	}
+}
+
+// gate returns who is asked before a reboot. Also with reboots off there may be one in the journal that was ordered before.
+func (s *settings) gate() *rebootgate.Gate {
+	g, err := rebootgate.New(s.RebootGate.Config)
+	if err != nil || s.RebootGate.Unclear {
+		return rebootgate.Closed("rebootGate in the configuration is not understood")
+	}
+	return g
 }
 
 // checkDomains makes sure that each domain has topics of its own.

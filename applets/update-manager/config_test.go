@@ -317,17 +317,20 @@ func TestOddSettingsAreMadeGoodWithAWarning(t *testing.T) {
 		{`{"rebootGate":{"topic":true,"windows":[{"days":["mon"],"from":"22:00","to":"05:00"}],"dropInTimeout":"5s","timeout":"1h"}}`, "", "",
 			func(w *settings) {
 				w.RebootGate = gateSettings{rebootgate.Config{Topic: true, DropIns: "/etc/sdvbox/reboot.d", DropInTimeout: 5 * time.Second,
-					Windows: []rebootgate.Window{{Days: []string{"mon"}, From: "22:00", To: "05:00"}}}, seconds(3600)}
+					Windows: []rebootgate.Window{{Days: []string{"mon"}, From: "22:00", To: "05:00"}}}, seconds(3600), false}
 			}, ""},
 		{`{"rebootGate":{"windows":[{"from":"22:00","to":"25:00"}],"timeout":"x"}}`, "", "-reboot-enabled",
-			func(w *settings) { w.RebootEnabled, w.RebootGate.Config = false, rebootgate.Config{} },
+			func(w *settings) {
+				w.RebootEnabled, w.RebootGate.Unclear = false, true
+				w.RebootGate.Windows = []rebootgate.Window{{From: "22:00", To: "25:00"}}
+			},
 			`c.json:1: rebootGate.timeout: "x": expected a duration such as "30s", not negative, the default applies|` +
 				`c.json:1: rebootGate: windows[0].to: "25:00": expected HH:MM|` +
 				"rebootEnabled: taken as false, because rebootGate is not understood"},
-		{`{"rebootGate":{"whenParked":true}}`, "", "", func(w *settings) { w.RebootEnabled = false },
+		{`{"rebootGate":{"whenParked":true}}`, "", "", func(w *settings) { w.RebootEnabled, w.RebootGate.Unclear = false, true },
 			"c.json:1: rebootGate.whenParked: unknown key|rebootEnabled: taken as false, because rebootGate is not understood"},
 		{`{"rebootGate":{"windows":["night"]},"rebootEnabled":false}`, "", "", func(w *settings) {
-			w.RebootEnabled = false
+			w.RebootEnabled, w.RebootGate.Unclear = false, true
 			w.RebootGate.Windows = []rebootgate.Window{}
 		}, "c.json:1: rebootGate.windows[0]: expected an object, found a string; the default applies"},
 		{`{"rebootGate":{"dropIns":"","timeout":1000}}`, "", "", func(w *settings) { w.RebootGate.DropIns, w.RebootGate.Timeout = "", seconds(1) },
@@ -345,6 +348,24 @@ func TestOddSettingsAreMadeGoodWithAWarning(t *testing.T) {
 		}
 		if diff := cmp.Diff(test.warnings, strings.Join(got.warnings, "|")); diff != "" {
 			t.Errorf("warnings of %s (-want +got):\n%s", test.file, diff)
+		}
+	}
+}
+
+func TestAGateThatIsNotUnderstoodStaysShut(t *testing.T) {
+	for gate, safe := range map[string]bool{
+		`{}`: true, `{"topic":false,"windows":[{"from":"00:00","to":"24:00"}]}`: true, `{"timeout":7,"dropInTimeout":null}`: true,
+		`null`: false, `7`: false, `[]`: false, `{"topc":true}`: false, `{"topic":"yes"}`: false, `{"windows":null}`: false,
+		`{"windows":[null]}`: false, `{"windows":[{"from":"22:00","to":"25:00"}]}`: false, `{"dropIns":"reboot.d"}`: false,
+	} {
+		for _, enabled := range []string{"", `,"rebootEnabled":false`} {
+			got := start(t, `{"rebootGate":`+gate+enabled+"}", "")
+			if got.RebootGate.DropIns == defaults().RebootGate.DropIns {
+				got.RebootGate.DropIns = t.TempDir() // not what this machine has there
+			}
+			if ok, reason := got.gate().Safe(t.Context(), time.Now()); ok != safe || safe != (reason == "") {
+				t.Errorf("%s%s: safe %v, %s", gate, enabled, ok, reason)
+			}
 		}
 	}
 }
@@ -445,7 +466,7 @@ func TestEverySettingIsInTheManual(t *testing.T) {
 	walk = func(s reflect.Type, path string) {
 		for _, field := range reflect.VisibleFields(s) {
 			key, flag, env := field.Tag.Get("json"), field.Tag.Get("long"), field.Tag.Get("env")
-			if field.Anonymous { // its fields are visible themselves
+			if field.Anonymous || key == "" { // its fields are visible themselves, or it is not to be set
 				continue
 			}
 			if field.Type.Kind() == reflect.Struct {

@@ -21,7 +21,6 @@ import (
 	"sdvbox/platform/metrics"
 	"sdvbox/platform/mqttbus"
 	"sdvbox/platform/orchestrator"
-	"sdvbox/platform/rebootgate"
 )
 
 // run runs the daemon; reboot returns once a reboot is under way.
@@ -60,13 +59,6 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 		return err
 	}
 	defer journal.Close()
-	gate, err := rebootgate.New(s.RebootGate.Config)
-	if err != nil { // there has been a warning, and reboots are off
-		gate, err = rebootgate.New(rebootgate.Config{})
-	}
-	if err != nil {
-		return err
-	}
 	o := s.orchestrator()
 	c := manager.Config{
 		Domain:            s.Domain,
@@ -84,7 +76,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 		return err
 	}
 	defer bus.Close()
-	m := manager.New(c, journal, bus, gate, reboot, log)
+	m := manager.New(c, journal, bus, s.gate(), reboot, log)
 	watch := newObserver(m, applet.Version)
 
 	ctx, cancel := context.WithCancel(ctx)

@@ -31,6 +31,7 @@ type Config struct {
 type Gate struct {
 	config  Config
 	windows []window
+	closed  string // why it always objects; empty: it does not
 
 	mu     sync.Mutex
 	safe   bool
@@ -59,6 +60,9 @@ func New(c Config) (*Gate, error) {
 	return g, nil
 }
 
+// Closed returns a gate that always objects, with this reason: for when it is not known who may object.
+func Closed(reason string) *Gate { return &Gate{closed: reason} }
+
 // Said takes the vehicle's word, which holds until the next. Before the first, the vehicle counts as not safe. A message that
 // cannot be understood is best taken as a no.
 func (g *Gate) Said(safe bool, reason string) {
@@ -70,7 +74,7 @@ func (g *Gate) Said(safe bool, reason string) {
 // Safe says whether all agree, else who objects and why. Windows are understood in the time zone of now. The programs are asked
 // last, in the order of their names, up to the first that objects: one of them may well put the question to the driver.
 func (g *Gate) Safe(ctx context.Context, now time.Time) (bool, string) {
-	objections := strings.Join(nonempty(g.hours(now), g.vehicle()), "; ")
+	objections := strings.Join(nonempty(g.closed, g.hours(now), g.vehicle()), "; ")
 	if objections == "" {
 		objections = g.programs(ctx)
 	}

@@ -44,6 +44,13 @@ func TestAGateWithoutKeepersIsOpen(t *testing.T) {
 	expect(t, g, "")
 }
 
+func TestAClosedGateAlwaysObjects(t *testing.T) {
+	g := Closed("nobody knows")
+	expect(t, g, "nobody knows")
+	g.Said(true, "parked")
+	expect(t, g, "nobody knows")
+}
+
 func TestTheVehiclesLastWordCounts(t *testing.T) {
 	g := mustNew(t, Config{Topic: true})
 	expect(t, g, "the vehicle is not safe: no word from it yet")
