@@ -4,10 +4,14 @@ package ctrlog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/ctrmodel"
 )
@@ -91,36 +95,40 @@ func (c *Console) Attach(ctx context.Context, s ctrmodel.Streams, attached func(
 	}
 }
 
-// feed copies what is typed to the process, once there is one.
+// feed copies what is typed to the process.
 func (c *Console) feed(ctx context.Context, in io.Reader) error {
-	c.mu.Lock()
-	opened := c.opened
-	c.mu.Unlock()
-	select {
-	case <-opened:
-	case <-ctx.Done():
-		return nil
-	}
-	f, err := openFIFO(c.paths.Stdin, os.O_RDWR)
+	f, err := c.openInput(ctx)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	// A process that does not read must not keep who is attached from going.
 	defer context.AfterFunc(ctx, func() { f.SetWriteDeadline(time.Unix(1, 0)) })()
-	if _, err := io.Copy(f, in); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("input: %w", err)
-	}
-	if ctx.Err() != nil || c.cfg.StdinEnded == nil {
+	_, err = io.Copy(f, in)
+	switch {
+	case ctx.Err() != nil, errors.Is(err, unix.EPIPE): // the process may have said something before it ended
 		return nil
+	case err != nil:
+		return fmt.Errorf("input: %w", err)
+	case c.cfg.StdinEnded != nil:
+		return c.cfg.StdinEnded()
 	}
-	err = c.cfg.StdinEnded()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.running != nil {
-		c.running.stdin.Close()
+	return nil
+}
+
+// openInput waits until somebody is there to read. Before that, whatever is written is lost when it is closed.
+func (c *Console) openInput(ctx context.Context) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(c.paths.Stdin, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		if !errors.Is(err, unix.ENXIO) && !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
-	return err
 }
 
 // fanOut gives output to all who are attached.

@@ -73,15 +73,13 @@ type Console struct {
 	patience time.Duration // with somebody who is attached and does not read
 
 	mu       sync.Mutex
-	running  *session      // nil: no process
-	opened   chan struct{} // closed while there is one
+	running  *session // nil: no process
 	attached map[*attachment]bool
 	removed  bool
 }
 
 // session is the streams of one process.
 type session struct {
-	stdin   *os.File
 	journal *journal // nil unless the container waits for the log
 	queue   *queue   // nil unless the log waits for the container
 	streams []*stream
@@ -91,7 +89,7 @@ type session struct {
 
 // New returns the console of a container that need not run.
 func New(cfg Config) *Console {
-	c := &Console{cfg: cfg, patience: 5 * time.Second, opened: make(chan struct{}), attached: map[*attachment]bool{}}
+	c := &Console{cfg: cfg, patience: 5 * time.Second, attached: map[*attachment]bool{}}
 	c.paths.Stdout = filepath.Join(cfg.Dir, "stdout")
 	if cfg.Stdin {
 		c.paths.Stdin = filepath.Join(cfg.Dir, "stdin")
@@ -124,7 +122,6 @@ func (c *Console) Open() (Paths, error) {
 		return Paths{}, err
 	}
 	c.running = s
-	close(c.opened)
 	for _, st := range s.streams {
 		s.done.Go(func() { c.copy(s, st) })
 	}
@@ -155,7 +152,7 @@ func (c *Console) open() (s *session, err error) {
 		}
 	}
 	if c.cfg.Stdin {
-		if s.stdin, err = openFIFO(c.paths.Stdin, unix.O_RDWR); err != nil {
+		if err := makeFIFO(c.paths.Stdin); err != nil {
 			return s, err
 		}
 	}
@@ -179,17 +176,14 @@ func (c *Console) open() (s *session, err error) {
 	return s, err
 }
 
-func openFIFO(path string, flag int) (*os.File, error) {
+func makeFIFO(path string) error {
 	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, &fs.PathError{Op: "mkfifo", Path: path, Err: err}
+		return &fs.PathError{Op: "mkfifo", Path: path, Err: err}
 	}
-	return os.OpenFile(path, flag|unix.O_NONBLOCK, 0)
+	return nil
 }
 
 func (s *session) closeFiles() {
-	if s.stdin != nil {
-		s.stdin.Close()
-	}
 	for _, st := range s.streams {
 		st.close()
 	}
@@ -218,9 +212,7 @@ func (c *Console) Leave() {
 func (c *Console) finish(drain bool) {
 	c.mu.Lock()
 	s := c.running
-	if s != nil {
-		c.running, c.opened = nil, make(chan struct{})
-	}
+	c.running = nil
 	c.mu.Unlock()
 	if s == nil {
 		return

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ type process struct {
 	t              *testing.T
 	stdin          *os.File
 	stdout, stderr *os.File
+	keepIn         *os.File
 	keep           []*os.File
 }
 
@@ -56,15 +58,18 @@ func newProcess(t *testing.T, c *Console) *process {
 		}
 		return f
 	}
-	p.stdin = open(paths.Stdin, os.O_RDONLY)
 	p.stdout, p.stderr = open(paths.Stdout, os.O_WRONLY), open(paths.Stderr, os.O_WRONLY)
-	p.keep = []*os.File{open(paths.Stdout, os.O_RDONLY), open(paths.Stderr, os.O_RDONLY), open(paths.Stdin, os.O_WRONLY)}
+	p.keep = []*os.File{open(paths.Stdout, os.O_RDONLY), open(paths.Stderr, os.O_RDONLY)}
+	if paths.Stdin != "" {
+		p.stdin = open(paths.Stdin, os.O_RDONLY|syscall.O_NONBLOCK)
+		p.keepIn = open(paths.Stdin, os.O_WRONLY)
+	}
 	t.Cleanup(p.end)
 	return p
 }
 
 func (p *process) end() {
-	for _, f := range append(p.keep, p.stdin, p.stdout, p.stderr) {
+	for _, f := range append(p.keep, p.stdin, p.keepIn, p.stdout, p.stderr) {
 		if f != nil {
 			f.Close()
 		}
@@ -429,19 +434,50 @@ func TestAttach(t *testing.T) {
 }
 
 func TestEndOfInput(t *testing.T) {
-	told := make(chan struct{})
-	var p *process
+	told, shim := make(chan struct{}), make(chan *process, 1)
 	c := newConsole(t, func(cfg *Config) {
 		cfg.Stdin = true
-		cfg.StdinEnded = func() error { p.keep[2].Close(); close(told); return nil } // as the shim does
+		cfg.StdinEnded = func() error { (<-shim).keepIn.Close(); close(told); return nil }
 	})
-	p = newProcess(t, c)
+	if _, err := c.Open(); err != nil {
+		t.Fatal(err)
+	}
 	go c.Attach(t.Context(), ctrmodel.Streams{Stdin: strings.NewReader("all of it")}, nil)
+	select {
+	case <-told:
+		t.Fatal("the input ended before there was a process to read it")
+	case <-time.After(50 * time.Millisecond):
+	}
+	p := newProcess(t, c)
+	shim <- p
 	if text, err := io.ReadAll(p.stdin); string(text) != "all of it" || err != nil {
 		t.Errorf("got %q, %v", text, err)
 	}
 	<-told
 }
+
+func TestWhoIsAttachedCanLeave(t *testing.T) {
+	c := newConsole(t, func(cfg *Config) { cfg.Stdin = true })
+	p := newProcess(t, c)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Attach(ctx, ctrmodel.Streams{Stdin: endless{}}, nil) }()
+	time.Sleep(50 * time.Millisecond) // the FIFO is full
+	cancel()
+	if err := <-ended; ctrmodel.KindOf(err) != ctrmodel.Cancelled {
+		t.Error(err)
+	}
+	p.print("x\n")
+	p.end()
+	closed(t, c)
+	if got := texts(logs(t, c, -1)); got != "x\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
 // stuck does not read.
 type stuck chan struct{}

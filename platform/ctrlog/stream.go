@@ -38,7 +38,10 @@ type stream struct {
 }
 
 func openStream(id int, path string) (*stream, error) {
-	f, err := openFIFO(path, os.O_RDONLY)
+	if err := makeFIFO(path); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
