@@ -253,7 +253,7 @@ func rootfs(t testing.TB, c *Client, ctx context.Context, key string) []*Mount {
 	packed, diffID := layer(t)
 	if _, err := c.Snapshots.Stat(ctx, diffID); grpc.CodeOf(err) == grpc.NotFound {
 		digest := write(t, c, ctx, packed)
-		mounts := must(c.Snapshots.Prepare(ctx, "extract", "", nil))(t)
+		mounts := must(c.Snapshots.Prepare(ctx, "extract", "", map[string]string{"containerd.io/gc.root": "test"}))(t)
 		applied := must(c.Apply(ctx, &Descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", Digest: digest, Size: int64(len(packed))}, mounts))(t)
 		if applied.Digest != diffID {
 			t.Fatalf("unpacked %s, expected %s", applied.Digest, diffID)
