@@ -111,7 +111,11 @@ func (b *box) json(name string, v any) string {
 
 // command lets the runtime do something.
 func (b *box) command(args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(b.t.Context(), b.runtime, append([]string{"--root", filepath.Join(b.bundle, "state")}, args...)...)
+	args = append([]string{b.runtime, "--root", filepath.Join(b.bundle, "state")}, args...)
+	if b.runtime == "crun" { // it does not like both versions of cgroups at a time
+		args = append([]string{"unshare", "-m", "sh", "-c", `umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"`, "sh"}, args...)
+	}
+	cmd := exec.CommandContext(b.t.Context(), args[0], args[1:]...)
 	cmd.Dir = b.bundle
 	return cmd
 }
@@ -136,7 +140,9 @@ func (b *box) run() string {
 func (b *box) start() *specs.Spec {
 	b.t.Helper()
 	s := b.spec()
-	b.t.Cleanup(func() { exec.Command(b.runtime, "--root", filepath.Join(b.bundle, "state"), "delete", "-f", b.id).Run() })
+	b.t.Cleanup(func() {
+		exec.Command(b.runtime, "--root", filepath.Join(b.bundle, "state"), "delete", "-f", b.id).Run()
+	})
 	cmd := b.command("run", "-d", b.id)
 	if err := cmd.Run(); err != nil { // not its output, which the container has, too
 		b.t.Fatal(err)
@@ -254,7 +260,7 @@ echo loopback $(cat /sys/class/net/*/address)
 }
 
 func TestContainerIsConfined(t *testing.T) {
-	for _, runtime := range []string{"runc"} {
+	for _, runtime := range []string{"runc", "crun"} {
 		t.Run(runtime, func(t *testing.T) {
 			b := newBox(t, runtime, "sh", "-c", `
 cat /proc/self/status
@@ -293,7 +299,10 @@ ls /dev
 	if err := os.Mkdir(filepath.Join(shared, "in"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Unmount(filepath.Join(shared, "in"), unix.MNT_DETACH); unix.Unmount(shared, unix.MNT_DETACH) })
+	t.Cleanup(func() {
+		unix.Unmount(filepath.Join(shared, "in"), unix.MNT_DETACH)
+		unix.Unmount(shared, unix.MNT_DETACH)
+	})
 	if err := unix.Mount(shared, shared, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
