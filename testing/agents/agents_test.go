@@ -151,6 +151,61 @@ func TestOnlyAResumingAgentRemembersItsActivity(t *testing.T) {
 	}
 }
 
+// The way back from a system that runs since a reboot is another reboot.
+func TestAResumingAgentGoesBackAsItCame(t *testing.T) {
+	for _, test := range []struct {
+		rebooted bool
+		word     string // in the answer to ROLLBACK, beside the status
+		version  string // that runs after it
+	}{
+		{false, "", "1"},
+		{true, `Slot A with version "1" is next, reboot required.`, "2"},
+	} {
+		b := broker.Start(t, broker.Options{})
+		a := agents.Start(t, b.URL(), agents.Script{Domain: "d", Style: agents.Resuming, Installed: map[string]string{"os": "1"}, RebootRequired: true})
+		r := agents.Record(t, b.URL(), "dupdate/#")
+		hears := func(status string) (heard agents.Feedback) {
+			t.Helper()
+			agents.Eventually(t, limit, status, func() bool {
+				return slices.ContainsFunc(r.Messages(), func(m agents.Message) bool {
+					f, ok := m.Feedback()
+					heard = f
+					return ok && f.Status == status
+				})
+			})
+			return heard
+		}
+		command := func(command string) {
+			r.Publish("dupdate/desiredstate/command", "a", map[string]string{"command": command})
+		}
+		r.Publish("dupdate/desiredstate", "a", agents.Desire(agents.Target{Domain: "d", Component: "os", Version: "2"}))
+		hears("IDENTIFIED")
+		command("DOWNLOAD")
+		hears("DOWNLOAD_SUCCESS")
+		command("UPDATE")
+		hears("UPDATE_SUCCESS")
+		command("ACTIVATE")
+		hears("ACTIVATION_SUCCESS")
+		if test.rebooted {
+			r.Forget()
+			a.Reboot(true)
+			hears("ACTIVATION_SUCCESS")
+		}
+		command("ROLLBACK")
+		if f := hears("ROLLBACK_SUCCESS"); f.Message != test.word {
+			t.Errorf("rebooted %v: ROLLBACK_SUCCESS says %q, want %q", test.rebooted, f.Message, test.word)
+		}
+		hears("INCOMPLETE")
+		if v := a.Installed()["os"]; v != test.version {
+			t.Errorf("rebooted %v: version %s runs after ROLLBACK, want %s", test.rebooted, v, test.version)
+		}
+		a.Reboot(true)
+		if v := a.Installed()["os"]; v != "1" {
+			t.Errorf("rebooted %v: version %s runs after a further reboot, want 1", test.rebooted, v)
+		}
+	}
+}
+
 func TestAgentsLiveThroughARestartOfTheBroker(t *testing.T) {
 	for _, style := range []agents.Style{agents.Original, agents.Leda, agents.Resuming} {
 		b := broker.Start(t, broker.Options{})

@@ -4,10 +4,12 @@ package agents
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"sdvbox/platform/durable"
@@ -137,9 +139,9 @@ func (b backend) Rollback(ctx context.Context, j *updateagent.Job) []updateproto
 	if text != nil {
 		return append(result(updateproto.StatusRollbackFailure, *text, nil), result(updateproto.StatusIncomplete, *text, nil)...)
 	}
-	b.undo(j)
-	actions := b.actions(j, updateproto.ActionUpdateFailure, "")
-	return append(result(updateproto.StatusRollbackSuccess, "", actions), result(updateproto.StatusIncomplete, "rolled back", actions)...)
+	message := b.undo(j)
+	actions := b.actions(j, updateproto.ActionUpdateFailure, message)
+	return append(result(updateproto.StatusRollbackSuccess, message, actions), result(updateproto.StatusIncomplete, "rolled back", actions)...)
 }
 
 func (b backend) Cleanup(ctx context.Context, j *updateagent.Job) []updateproto.Feedback {
@@ -210,15 +212,22 @@ func (b backend) spend(ctx context.Context, command string, progress func(percen
 	return nil
 }
 
-// undo goes back to what was there before the activation.
-func (b backend) undo(j *updateagent.Job) {
+// undo goes back to what was there before the activation. When the new version runs since a reboot, the old one does so only
+// after another; the message says it in the words of the self-update agent.
+func (b backend) undo(j *updateagent.Job) (message string) {
 	var n notes
-	j.Load(&n)
+	if j.Load(&n); n.Before == nil {
+		return ""
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if n.Before != nil {
-		b.installed, b.pending = n.Before, nil
+	if b.script.RebootRequired && !maps.Equal(b.installed, n.Before) {
+		b.pending = n.Before
+		old := strings.Join(slices.Sorted(maps.Values(n.Before)), ", ")
+		return fmt.Sprintf("Slot A with version %q is next, reboot required.", old)
 	}
+	b.installed, b.pending = n.Before, nil
+	return ""
 }
 
 // actions are those of a request, all with the same status.
