@@ -158,7 +158,7 @@ func (a *actor) original(id, order string) {
 	case order == "CLEANUP":
 		fits = !a.mute || a.phase == "ACTIVATE" || a.phase == "failed"
 	case order == "ROLLBACK" && a.mute:
-		a.runs, a.next = "old", ""
+		a.undo()
 		a.idle()
 		return
 	case order == "ROLLBACK":
@@ -242,7 +242,7 @@ func (a *actor) end(order string) {
 	switch {
 	case order == "CLEANUP":
 		if !activated {
-			a.runs, a.next = "old", ""
+			a.undo()
 		}
 		if fails {
 			a.say("CLEANUP_FAILURE")
@@ -277,7 +277,8 @@ func (a *actor) end(order string) {
 			a.idle()
 		}
 	case order == "ROLLBACK":
-		a.phase, a.runs, a.next = "rolled back", "old", ""
+		a.phase = "rolled back"
+		a.undo()
 		a.say("ROLLBACK_SUCCESS")
 		if a.v.style == resuming {
 			a.say("INCOMPLETE")
@@ -305,6 +306,17 @@ func (a *actor) end(order string) {
 	}
 }
 
+// undo makes the old version the one that runs, or that runs after the next boot.
+func (a *actor) undo() {
+	if a.reboots && a.runs == "new" {
+		a.next = oldVersion
+		return
+	}
+	a.runs, a.next = "old", ""
+}
+
+const oldVersion = "the old version"
+
 func (a *actor) idle() {
 	a.ended = append(a.ended, a.id)
 	a.id, a.phase, a.busy = "", "", ""
@@ -328,7 +340,9 @@ func (a *actor) reboot() {
 			time.AfterFunc(10*time.Millisecond, a.read)
 		}
 		activated := a.phase == "ACTIVATE"
-		if a.next != "" && (a.next != storyID || a.story.fail != "BOOT") {
+		if a.next == oldVersion {
+			a.runs = "old"
+		} else if a.next != "" && (a.next != storyID || a.story.fail != "BOOT") {
 			a.runs = "new"
 		}
 		a.next = ""
@@ -351,6 +365,9 @@ func (a *actor) reboot() {
 		a.run++
 		run := a.run
 		a.say("ACTIVATING")
+		if a.plan().hang == verifying {
+			return
+		}
 		time.AfterFunc(a.pace, func() {
 			a.v.mu.Lock()
 			defer a.v.mu.Unlock()

@@ -13,11 +13,16 @@ import (
 	"sdvbox/platform/updateproto"
 )
 
-func (m *Machine) agent(d *Domain) Agent { return m.c.Agents[d.ID] }
+// readTimeout is how long the agent of a domain may be silent after a question
+// of any kind. There is a least one: without it orders would be repeated without
+// a pause.
+func (m *Machine) readTimeout(d *Domain) time.Duration {
+	return max(m.c.Agents[d.ID].ReadTimeout, time.Second)
+}
 
 // order gives a domain something to do.
 func (m *Machine) order(d *Domain, order string) {
-	d.Order, d.Resent, d.heard, d.working = order, false, false, false
+	d.Order, d.Resent, d.Refused, d.heard, d.working = order, false, "", false, false
 	switch order {
 	case updateproto.CommandDownload, updateproto.CommandUpdate, updateproto.CommandActivate:
 		d.Touched = true
@@ -39,7 +44,7 @@ func (m *Machine) send(d *Domain) {
 	case orderVerify:
 		// It is activated already and says so again.
 		s.Command = updateproto.CommandActivate
-		d.resend = m.now.Add(m.agent(d).ReadTimeout)
+		d.resend = m.now.Add(m.readTimeout(d))
 	}
 	m.do(s)
 }
@@ -52,7 +57,7 @@ func (m *Machine) arm(d *Domain) {
 		wait = m.c.VerifyTimeout
 	case !d.heard && (d.Back || d.Silent):
 		// One that may never answer must not hold up the end for long.
-		wait = min(wait, m.agent(d).ReadTimeout)
+		wait = min(wait, m.readTimeout(d))
 	}
 	if t := m.now.Add(wait); d.deadline.Before(t) {
 		d.wait, d.deadline = wait, t
@@ -86,7 +91,7 @@ func (m *Machine) reported(ev Reported) {
 		d.heard, d.resend = true, time.Time{}
 	}
 	if d.Order == orderVerify && !d.fresh {
-		d.resend = m.now.Add(m.agent(d).ReadTimeout)
+		d.resend = m.now.Add(m.readTimeout(d))
 	}
 	if d.Order != "" {
 		m.arm(d)
@@ -104,7 +109,7 @@ func (m *Machine) reported(ev Reported) {
 			m.reached(d, identified)
 		}
 	case updateproto.StatusIdentificationFailed:
-		if d.Order == orderDesired {
+		if d.Order == orderDesired && !m.refusal(d, f) {
 			a.Unidentified = true
 			m.finish(d, ResultFailed, cmp.Or(f.Message, "identification failed"))
 		}
@@ -167,6 +172,7 @@ func (d *Domain) record(actions []updateproto.Action) {
 	for _, x := range actions {
 		x.Message = clip(x.Message)
 		x.Status = clip(x.Status)
+		x.Component.ID, x.Component.Version = clip(x.Component.ID), clip(x.Component.Version)
 		i := slices.IndexFunc(d.Actions, func(o updateproto.Action) bool { return o.Component.ID == x.Component.ID })
 		switch {
 		case i >= 0:
@@ -225,7 +231,7 @@ func (m *Machine) stepped(d *Domain, f updateproto.Feedback) {
 			known = true
 			// Some agents fail a step with the status of a later one. That of one
 			// before refuses an order that came twice.
-			if reached && !m.refusal(d, f) {
+			if reached && !m.refusal(d, f) && !m.goesOn(d) {
 				m.fail(d, cmp.Or(f.Message, strings.ToLower(s.command)+" failed"))
 			}
 		}
@@ -236,13 +242,16 @@ func (m *Machine) stepped(d *Domain, f updateproto.Feedback) {
 }
 
 // refusal reports whether a failure may only mean that an order was known
-// already when it came a second time.
+// already when it came a second time. The agent is waited for a little longer
+// then; if it says nothing else, that was its answer.
 func (m *Machine) refusal(d *Domain, f updateproto.Feedback) bool {
 	if !d.Resent || d.working || m.Resumes[d.ID] {
 		return false
 	}
-	d.Resent, m.dirty = false, true
-	m.logf(slog.LevelWarn, "%s of %s after the order was repeated is taken for a refusal: %s", f.Status, d.ID, f.Message)
+	d.Resent, d.Refused, m.dirty = false, cmp.Or(f.Message, f.Status), true
+	d.wait = m.readTimeout(d)
+	d.deadline = m.now.Add(d.wait)
+	m.logf(slog.LevelWarn, "%s of %s after the order was repeated may be a refusal: %s", f.Status, d.ID, f.Message)
 	return true
 }
 
@@ -265,6 +274,17 @@ func (m *Machine) fellBack(d *Domain) {
 	}
 }
 
+// goesOn takes the failure of a DOWNLOAD that fellBack has sent for the word of
+// an agent that did not need it and goes on with UPDATE.
+func (m *Machine) goesOn(d *Domain) bool {
+	if !d.FellBack || d.State != identified || d.Order != updateproto.CommandDownload || d.working {
+		return false
+	}
+	d.State, d.Order, m.dirty = downloaded, updateproto.CommandUpdate, true
+	m.arm(d)
+	return true
+}
+
 // completed takes an agent's word that it has ended well.
 func (m *Machine) completed(d *Domain) {
 	switch {
@@ -283,6 +303,8 @@ func (m *Machine) completed(d *Domain) {
 		// until it is released; nobody has to wait for that.
 		d.Back, d.State, d.Result = true, rolledBack, ResultUnchanged
 		m.order(d, updateproto.CommandCleanup)
+	case !d.Touched:
+		m.finish(d, ResultUnchanged, "")
 	default:
 		m.finish(d, ResultUpdated, "")
 	}
@@ -400,6 +422,16 @@ func (m *Machine) timeout(d *Domain) {
 	a := m.Activity
 	silent := fmt.Sprintf("no answer to %s within %s", d.Order, d.wait)
 	m.logf(slog.LevelWarn, "%s: %s", d.ID, silent)
+	if why := d.Refused; why != "" && !d.Back && d.Order != updateproto.CommandCleanup {
+		// It has failed after all.
+		if d.Order == orderDesired {
+			a.Unidentified = true
+			m.finish(d, ResultFailed, why)
+		} else {
+			m.fail(d, why)
+		}
+		return
+	}
 	d.Silent, m.dirty = true, true
 	switch order := d.Order; {
 	case order == updateproto.CommandCleanup:
@@ -414,7 +446,9 @@ func (m *Machine) timeout(d *Domain) {
 	case order == updateproto.CommandRollback:
 		d.State, d.Order = notRolledBack, ""
 		d.Result = ResultUnknown
-		d.Message = cmp.Or(d.Message, "it did not confirm the rollback")
+		d.Message = cmp.Or(d.Message, d.Refused, "it did not confirm the rollback")
+	case d.Back:
+		m.back(d)
 	default:
 		a.Failed = true
 		d.Message = cmp.Or(d.Message, silent)

@@ -81,6 +81,8 @@ func stories() []story {
 		{name: "cleanup hangs", containers: plan{hang: "CLEANUP"}, status: "INCOMPLETE", domains: "new new"},
 		{name: "new system does not boot, all or nothing", policy: All, os: plan{fail: "BOOT"}, reboot: true, status: "INCOMPLETE", domains: "old old",
 			originals: "COMPLETED", withOnes: "new old"},
+		{name: "silent after the reboot, all or nothing", policy: All, os: plan{hang: verifying}, reboot: true, status: "INCOMPLETE", domains: "old old",
+			originals: "COMPLETED", withOnes: "new new"},
 	}
 }
 
@@ -301,7 +303,7 @@ func (v *vehicle) ended() {
 	v.then = true
 	// An agent that had ended before a crash may be looking once more.
 	again := slices.ContainsFunc(v.agents, func(a *actor) bool { return a.story.nothing || a.story.fail == orderDesired })
-	reboots := v.style != resuming && v.story.reboot
+	reboots := v.story.reboot && (v.style != resuming || v.story.os.hang == verifying)
 	if len(v.faults) > 0 && v.faults[0].at%2 == 0 && !again && !reboots { // while agents are being released
 		v.next = true
 		v.push(v.request(nextID))
@@ -576,7 +578,7 @@ func (l *life) ports() Ports {
 	return Ports{
 		Feedback: func(_ context.Context, id string, at time.Time, f updateproto.Feedback) error {
 			return l.act("says "+f.Status+" "+f.Message, func() {
-				v.said = append(v.said, Outgoing{id, at.UnixMilli(), f})
+				v.said = append(v.said, Outgoing{ID: id, At: at.UnixMilli(), Feedback: f})
 				if id == storyID && terminal(f.Status) {
 					v.ended()
 				}

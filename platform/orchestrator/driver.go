@@ -262,7 +262,10 @@ func (d *Driver) step(ctx context.Context, ev Event) error {
 // save makes the machine's state durable.
 func (d *Driver) save() error {
 	rec, err := encode(d.m.State)
-	if err == nil && len(rec) > Capacity {
+	for range maxHistory { // each time drops half of something
+		if err != nil || len(rec) <= Capacity {
+			break
+		}
 		d.mu.Lock()
 		d.m.shrink()
 		d.mu.Unlock()
@@ -287,8 +290,9 @@ func encode(v any) ([]byte, error) {
 // shrink drops what an update can go on without, when agents have reported more
 // than the journal can hold.
 func (s *State) shrink() {
-	for i := range s.History {
-		s.History[i].Message, s.History[i].Domains = "", nil
+	if len(s.History) > 1 {
+		s.History = s.History[len(s.History)/2:]
+		return
 	}
 	for i := range s.Unsent {
 		s.Unsent[i].Feedback.Actions = nil
@@ -356,7 +360,7 @@ func (d *Driver) publish(ctx context.Context, s Say) <-chan struct{} {
 	said := make(chan struct{})
 	connection := d.connection
 	retry := func() {
-		if s.Kind == Final {
+		if s.lasting() {
 			time.AfterFunc(retryAfter, func() { d.post(ctx, again{s, connection}) })
 		}
 	}
@@ -367,9 +371,9 @@ func (d *Driver) publish(ctx context.Context, s Say) <-chan struct{} {
 		case err != nil:
 			d.failed(ctx, "cannot publish feedback", err, "activity", s.ID, "status", s.Feedback.Status)
 			retry()
-		case s.Kind == Final:
+		case s.lasting():
 			// The next feedback does not wait until this one is forgotten.
-			d.workers.Go(func() { d.post(ctx, Delivered{Outgoing{s.ID, s.At.UnixMilli(), s.Feedback}}) })
+			d.workers.Go(func() { d.post(ctx, Delivered{Outgoing{ID: s.ID, At: s.At.UnixMilli(), Feedback: s.Feedback}}) })
 		}
 	})
 	if !queued {

@@ -3,6 +3,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 const (
 	gatePause      = 5 * time.Second  // between two looks whether a reboot is safe
+	gateLeast      = 1 * time.Minute  // for the gate to answer, however short its timeout
 	rebootPatience = 5 * time.Minute  // for a reboot that was ordered to happen
 	rebootPause    = 30 * time.Second // after one that failed
 	rebootAttempts = 3
@@ -50,6 +52,7 @@ func NewMachine(c Config, s State) *Machine {
 	if s.Resumes == nil {
 		s.Resumes = map[string]bool{}
 	}
+	s.Version = stateVersion
 	return &Machine{State: s, c: c}
 }
 
@@ -117,27 +120,57 @@ func (m *Machine) started(ev Started) {
 		m.logf(slog.LevelInfo, "the reboot after activity %q has taken place", r.ID)
 		m.Reboot, m.dirty = nil, true
 	}
-	if m.Reboot != nil {
+	switch {
+	case m.Reboot == nil:
+	case m.c.RebootEnabled:
 		m.waitForReboot()
+	default:
+		m.drop("the configuration does not allow it any more")
 	}
 	a := m.Activity
 	if a == nil {
 		return
 	}
+	if m.foreign {
+		m.adopt()
+		return
+	}
 	m.logf(slog.LevelInfo, "going on with activity %q, phase %s", a.ID, a.Phase)
-	if a.Phase != Restart {
-		return
-	}
-	if a.Boot == m.boot {
-		m.waitForReboot()
-		return
-	}
-	a.Phase, m.dirty = Verify, true
 	for _, d := range a.Domains {
-		if m.needsReboot(d) {
-			d.Order = orderVerify
+		if _, known := m.c.Agents[d.ID]; !known && d.State != done {
+			m.finish(d, ResultUnknown, "its agent is no longer configured")
+			m.takeBack(d)
 		}
 	}
+	switch {
+	case a.Phase != Restart:
+	case a.Boot == m.boot:
+		m.waitForReboot()
+	default:
+		a.Phase, m.dirty = Verify, true
+		for _, d := range a.Domains {
+			if m.needsReboot(d) {
+				d.Order, d.Booted = orderVerify, true
+			}
+		}
+	}
+}
+
+// adopt ends what another version of the update manager has begun: nobody knows
+// here what it meant to do next, but every agent understands ROLLBACK.
+func (m *Machine) adopt() {
+	a := m.Activity
+	m.logf(slog.LevelError, "activity %q was begun by another version of the update manager and is given up", a.ID)
+	m.foreign = false
+	a.Phase = Ending
+	for _, d := range a.Domains {
+		if _, known := m.c.Agents[d.ID]; !known || d.State == done {
+			m.finish(d, cmp.Or(d.Result, ResultUnknown), d.Message)
+			continue
+		}
+		d.State, d.Order, d.Touched = updated, "", true
+	}
+	m.giveUp("it was begun by another version of the update manager")
 }
 
 // connect says again what is not known to have arrived. Before, no deadline
@@ -145,7 +178,7 @@ func (m *Machine) started(ev Started) {
 func (m *Machine) connect() {
 	m.connected = true
 	for _, o := range m.Unsent {
-		m.do(Say{o.ID, time.UnixMilli(o.At), o.Feedback, Final})
+		m.do(o.say())
 	}
 	a := m.Activity
 	if a == nil {
@@ -162,14 +195,22 @@ func (m *Machine) connect() {
 			continue
 		}
 		m.arm(d)
-		if d.Order == orderVerify {
-			d.resend = m.now.Add(m.agent(d).ReadTimeout)
+		patience := m.readTimeout(d)
+		back := d.Back && d.Order != updateproto.CommandRollback && d.Order != updateproto.CommandCleanup
+		switch {
+		case back && m.Resumes[d.ID]:
+			m.back(d)
+		case back:
+			// It must not begin what it has to take back. It ends that step, or gets
+			// ROLLBACK when it is silent.
+			d.resend, d.deadline = time.Time{}, m.now.Add(patience)
+		case d.Order == orderVerify:
+			d.resend = m.now.Add(patience)
 			m.do(Refresh{a.ID})
-		} else if m.Resumes[d.ID] {
+		case m.Resumes[d.ID]:
 			m.send(d)
-		} else {
+		default:
 			// It may take a second order for an error, and the first one for done.
-			patience := m.agent(d).ReadTimeout
 			d.resend = m.now.Add(patience)
 			if t := d.resend.Add(patience); d.deadline.Before(t) {
 				d.deadline = t
@@ -190,7 +231,7 @@ func (m *Machine) requested(ev Requested) {
 	a := m.Activity
 	entry, ended := m.ended(ev.ID)
 	switch {
-	case a != nil && a.Status == "" && a.ID == ev.ID:
+	case a != nil && a.Status == "" && a.ID == ev.ID && (ev.ID != "" || ev.Duplicate):
 		if a.Phase == Identification {
 			m.say(Normal, updateproto.StatusIdentifying, "")
 		} else {
@@ -240,7 +281,28 @@ func (m *Machine) refused(ev Refused) {
 
 func (m *Machine) reject(id, why string) {
 	m.logf(slog.LevelWarn, "desired state %q is rejected: %s", id, why)
-	m.do(Say{id, m.now, updateproto.Feedback{Status: updateproto.StatusIdentificationFailed, Message: clip(why)}, Normal})
+	m.finally(Outgoing{ID: id, At: m.now.UnixMilli(), Rejected: true,
+		Feedback: updateproto.Feedback{Status: updateproto.StatusIdentificationFailed, Message: clip(why)}})
+}
+
+// finally says the last word about an activity, and again until the broker has
+// it.
+func (m *Machine) finally(o Outgoing) {
+	m.Unsent = append(m.Unsent, o)
+	if len(m.Unsent) > maxUnsent {
+		i := max(0, slices.IndexFunc(m.Unsent, func(o Outgoing) bool { return o.Rejected }))
+		m.Unsent = slices.Delete(m.Unsent, i, i+1)
+	}
+	m.dirty = true
+	m.do(o.say())
+}
+
+func (o Outgoing) say() Say {
+	kind := Final
+	if o.Rejected {
+		kind = Refusal
+	}
+	return Say{o.ID, time.UnixMilli(o.At), o.Feedback, kind}
 }
 
 // ended looks an activity up that has ended.
@@ -255,12 +317,12 @@ func (m *Machine) ended(id string) (Entry, bool) {
 
 // begin starts an activity. No other is under way.
 func (m *Machine) begin(r Request) {
-	a := &Activity{ID: r.ID, Request: r.State, Started: m.now.UnixMilli(), Phase: Identification}
+	a := &Activity{ID: r.ID, Request: r.State, Started: m.now.UnixMilli(), Phase: Identification, Policy: m.c.FailurePolicy}
 	m.Activity, m.dirty = a, true
 	var unknown []string
 	for _, dom := range r.State.Domains {
-		if _, known := m.c.Agents[dom.ID]; known {
-			a.Domains = append(a.Domains, &Domain{ID: dom.ID, State: identifying})
+		if agent, known := m.c.Agents[dom.ID]; known {
+			a.Domains = append(a.Domains, &Domain{ID: dom.ID, State: identifying, Reboots: agent.RebootRequired})
 		} else {
 			unknown = append(unknown, dom.ID)
 		}
@@ -273,7 +335,7 @@ func (m *Machine) begin(r Request) {
 	case len(r.State.Domains) == 0:
 		a.Failed, a.Reason = true, "the desired state has no domains"
 	case len(a.Domains) == 0:
-	case len(unknown) > 0 && m.c.FailurePolicy == All:
+	case len(unknown) > 0 && a.Policy == All:
 		a.Unidentified = true
 	default:
 		for _, d := range a.Domains {
@@ -294,22 +356,25 @@ func (m *Machine) begin(r Request) {
 // together reports whether two domains share a baseline, directly or through
 // others.
 func (m *Machine) together(x, y string) bool {
-	if m.c.FailurePolicy == All || x == y {
+	if m.Activity.Policy == All || x == y {
 		return true
+	}
+	members := make(map[string][]string) // domains by the title of the baseline
+	for i, b := range m.Activity.Request.Baselines {
+		title := cmp.Or(b.Title, fmt.Sprintf("\x00%d", i))
+		for _, c := range b.Components {
+			domain, _, _ := strings.Cut(c, ":")
+			members[title] = append(members[title], domain)
+		}
 	}
 	group := map[string]bool{x: true}
 	for grown := true; grown; {
 		grown = false
-		for _, b := range m.Activity.Request.Baselines {
-			var in bool
-			for _, c := range b.Components {
-				domain, _, _ := strings.Cut(c, ":")
-				in = in || group[domain]
-			}
-			for _, c := range b.Components {
-				domain, _, _ := strings.Cut(c, ":")
-				if in && !group[domain] {
-					group[domain], grown = true, true
+		for _, domains := range members {
+			in := slices.ContainsFunc(domains, func(d string) bool { return group[d] })
+			for _, d := range domains {
+				if in && !group[d] {
+					group[d], grown = true, true
 				}
 			}
 		}
@@ -363,6 +428,9 @@ func (m *Machine) Cancellable(id string) error {
 	case m.Next != nil && m.Next.ID == id:
 		return nil
 	case m.Reboot != nil && (id == "" || id == m.Reboot.ID) && (a == nil || a.Status != ""):
+		if !m.downBy.IsZero() {
+			return fmt.Errorf("the vehicle is rebooting after activity %q, it is too late to cancel that", m.Reboot.ID)
+		}
 		return nil
 	case a == nil || a.Status != "":
 		if e, ended := m.ended(id); ended && id != "" {
@@ -394,9 +462,7 @@ func (m *Machine) cancelled(ev Cancelled) {
 		m.end(Entry{ID: ev.ID, Started: m.now.UnixMilli(), Status: updateproto.StatusIncomplete, Message: why}, nil)
 		m.Next = nil
 	case a == nil || a.Status != "":
-		m.logf(slog.LevelWarn, "the reboot after activity %q is %s", m.Reboot.ID, why)
-		m.Reboot, m.dirty = nil, true
-		m.gateAt, m.downBy = time.Time{}, time.Time{}
+		m.drop(why)
 	default:
 		m.giveUp(why)
 	}
@@ -495,7 +561,7 @@ func (m *Machine) phase() bool {
 		}
 		return next(Cleanup)
 	case Restart:
-		if !slices.ContainsFunc(a.Domains, m.needsReboot) {
+		if !m.c.RebootEnabled || !slices.ContainsFunc(a.Domains, m.needsReboot) {
 			return next(Cleanup)
 		}
 		return false
@@ -570,18 +636,22 @@ func (m *Machine) terminal() {
 		a.Status = updateproto.StatusIncomplete
 	default:
 		a.Status, message = updateproto.StatusCompleted, ""
-		if m.leavesReboot() {
+		if slices.ContainsFunc(a.Domains, (*Domain).unverified) {
 			message = unverified
-			if m.c.RebootEnabled {
-				m.Reboot = &PendingReboot{ID: a.ID, Boot: m.boot}
-				m.waitForReboot()
-			}
+			m.reboot()
 		}
+	}
+	if slices.ContainsFunc(a.Domains, (*Domain).halfBack) {
+		m.reboot()
 	}
 	a.Phase = Ending
 	e := Entry{ID: a.ID, Started: a.Started, Status: a.Status, Message: message}
 	for _, d := range a.Domains {
-		e.Domains = append(e.Domains, EntryDomain{d.ID, d.Result, d.Message})
+		message := d.Message
+		if note := d.note(); note != "" {
+			message = strings.TrimPrefix(message+"; "+note, "; ")
+		}
+		e.Domains = append(e.Domains, EntryDomain{d.ID, d.Result, message})
 	}
 	m.end(e, a.actions())
 	m.do(Refresh{a.ID})
@@ -590,17 +660,11 @@ func (m *Machine) terminal() {
 // end takes down an activity that has ended and says so.
 func (m *Machine) end(e Entry, actions []updateproto.Action) {
 	e.Ended = m.now.UnixMilli()
-	o := Outgoing{e.ID, e.Ended, updateproto.Feedback{Status: e.Status, Message: e.Message, Actions: actions}}
-	m.Unsent = append(m.Unsent, o)
-	if len(m.Unsent) > maxUnsent {
-		m.Unsent = m.Unsent[1:]
-	}
 	m.History = append(m.History, e)
 	if len(m.History) > maxHistory {
 		m.History = m.History[len(m.History)-maxHistory:]
 	}
-	m.dirty = true
-	m.do(Say{o.ID, time.UnixMilli(o.At), o.Feedback, Final})
+	m.finally(Outgoing{ID: e.ID, At: e.Ended, Feedback: updateproto.Feedback{Status: e.Status, Message: e.Message, Actions: actions}})
 }
 
 // Deadline is when Handle wants a Tick; zero when it does not.
@@ -657,12 +721,12 @@ func (m *Machine) tick() {
 		case m.due(d.resend):
 			switch {
 			case d.Order == orderVerify && !d.fresh:
-				d.resend = m.now.Add(m.agent(d).ReadTimeout)
+				d.resend = m.now.Add(m.readTimeout(d))
 				m.do(Refresh{a.ID})
 			case d.Order == orderVerify:
 				m.send(d)
 			default:
-				d.Resent, m.dirty = true, true
+				d.Resent, d.working, m.dirty = true, false, true
 				m.send(d)
 			}
 		}

@@ -3,8 +3,10 @@
 package orchestrator
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,7 +26,8 @@ import (
 //	> request ID DOMAIN... [baseline=DOMAIN,DOMAIN]
 //	> DOMAIN STATUS [message] [+ for one action, progress as +40]
 //	> wait DURATION       up to that deadline
-//	> restart BOOT        the process is a new one, the state went through JSON
+//	> restart BOOT [version=N]  the process is a new one, the state went through JSON
+//	> configure WORDS     as in config, for the next process; also noreboot, baseline, required=no, only=DOMAIN
 //	> connected, disconnected, fresh DOMAIN, approved, denied, cancel ID, safe, unsafe REASON, rebootfailed
 //	say STATUS [message] [actions=COMPONENT:STATUS,...]
 //	DOMAIN: ORDER
@@ -91,22 +94,7 @@ func tell(t *testing.T, story string) string {
 }
 
 func (s *teller) config(words []string) {
-	var resumes []string
-	for _, w := range words {
-		key, value, _ := strings.Cut(w, "=")
-		switch key {
-		case "all":
-			s.c.FailurePolicy = All
-		case "reboot":
-			s.c.RebootEnabled = true
-		case "consent":
-			s.c.Consent = strings.Split(value, ",")
-		case "resume":
-			resumes = strings.Split(value, ",")
-		default:
-			s.t.Fatalf("config %q", w)
-		}
-	}
+	resumes := s.configure(words)
 	s.m = NewMachine(s.c, State{})
 	s.handle(Started{"boot1"})
 	for _, d := range resumes {
@@ -116,11 +104,39 @@ func (s *teller) config(words []string) {
 	s.out.Reset()
 }
 
+func (s *teller) configure(words []string) (resumes []string) {
+	for _, w := range words {
+		key, value, _ := strings.Cut(w, "=")
+		switch key {
+		case "all":
+			s.c.FailurePolicy = All
+		case "baseline":
+			s.c.FailurePolicy = Baseline
+		case "reboot":
+			s.c.RebootEnabled = true
+		case "noreboot":
+			s.c.RebootEnabled = false
+		case "required":
+			s.c.Agents = maps.Clone(s.c.Agents)
+			s.c.Agents["self-update"] = Agent{ReadTimeout: 30 * time.Second}
+		case "only":
+			s.c.Agents = map[string]Agent{value: s.c.Agents[value]}
+		case "consent":
+			s.c.Consent = strings.Split(value, ",")
+		case "resume":
+			resumes = strings.Split(value, ",")
+		default:
+			s.t.Fatalf("config %q", w)
+		}
+	}
+	return resumes
+}
+
 func (s *teller) event(words []string) {
 	rest := strings.Join(words[1:], " ")
 	switch words[0] {
 	case "request":
-		s.id = words[1]
+		s.id = strings.Trim(words[1], `"`)
 		var ds updateproto.DesiredState
 		for _, w := range words[2:] {
 			if members, yes := strings.CutPrefix(w, "baseline="); yes {
@@ -152,12 +168,18 @@ func (s *teller) event(words []string) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
+		boot, version, foreign := strings.Cut(rest, " version=")
+		if foreign {
+			rec = bytes.Replace(rec, []byte(`"version":1,`), []byte(`"version":`+version+`,`), 1)
+		}
 		state, err := ParseState(rec)
 		if err != nil {
 			s.t.Fatal(err)
 		}
 		s.m = NewMachine(s.c, state)
-		s.handle(Started{rest})
+		s.handle(Started{boot})
+	case "configure":
+		s.configure(words[1:])
 	case "connected":
 		s.handle(Connected{})
 	case "disconnected":
@@ -213,7 +235,7 @@ func (s *teller) handle(ev Event) {
 				fmt.Fprintf(&s.out, " %s=%s", x.Component.ID, x.Status)
 			}
 			fmt.Fprintln(&s.out)
-			if e.Kind == Final {
+			if e.lasting() {
 				s.handle(Delivered{Outgoing{ID: e.ID, At: e.At.UnixMilli()}})
 			}
 		case Send:

@@ -6,6 +6,7 @@ import (
 	"container/heap"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -280,6 +281,9 @@ func (w *world) restart() {
 	}
 	w.life++
 	w.up = false
+	if w.crashes && w.chance(0.3) {
+		w.configure()
+	}
 	w.m = NewMachine(w.c, s)
 	w.note("manager starts")
 	w.handle(Started{fmt.Sprint("boot", w.boot)})
@@ -479,6 +483,9 @@ func (w *world) effect(e Effect) {
 			}
 		})
 	case Reboot:
+		if !w.c.RebootEnabled {
+			w.failf("the vehicle reboots though it must not")
+		}
 		if a := w.m.Activity; a != nil {
 			for _, d := range a.Domains {
 				if d.Order != "" {
@@ -529,30 +536,48 @@ func (w *world) state() string {
 	return string(rec)
 }
 
+// configure changes the configuration for the next process.
+func (w *world) configure() {
+	w.c.RebootEnabled = w.chance(0.5)
+	w.c.FailurePolicy = pick(w, Baseline, All)
+	w.c.Agents = maps.Clone(w.c.Agents)
+	for id, a := range w.c.Agents {
+		a.RebootRequired = w.chance(0.3)
+		a.ReadTimeout = pick(w, 0, 30*time.Second)
+		w.c.Agents[id] = a
+	}
+	w.note(fmt.Sprintf("another configuration: %+v", w.c))
+}
+
 func (w *world) say(s Say) {
 	status := s.Feedback.Status
 	if terminal(status) {
-		w.answered[s.ID] = true
+		if !s.lasting() {
+			w.answered[s.ID] = true
+		}
 	} else if w.final[s.ID] != "" {
 		w.failf("%s after %s", status, w.final[s.ID])
 	}
-	if s.Kind != Final {
+	if !s.lasting() {
 		return
 	}
-	data, err := json.Marshal(Outgoing{s.ID, s.At.UnixMilli(), s.Feedback})
+	data, err := json.Marshal(Outgoing{ID: s.ID, At: s.At.UnixMilli(), Feedback: s.Feedback})
 	if err != nil {
 		w.failf("%v", err)
 	}
-	if f := w.final[s.ID]; f != "" && f != string(data) {
-		w.failf("two terminal feedbacks:\n%s\n%s", f, data)
+	if s.Kind == Final {
+		if f := w.final[s.ID]; f != "" && f != string(data) {
+			w.failf("two terminal feedbacks:\n%s\n%s", f, data)
+		}
+		w.final[s.ID] = string(data)
 	}
-	w.final[s.ID] = string(data)
 	link, life := w.link, w.life
 	w.after(w.while(), func() {
 		switch {
 		case w.life != life || w.link != link || !w.up:
 		case w.chance(0.8):
-			w.handle(Delivered{Outgoing{s.ID, s.At.UnixMilli(), s.Feedback}})
+			w.answered[s.ID] = true
+			w.handle(Delivered{Outgoing{ID: s.ID, At: s.At.UnixMilli(), Feedback: s.Feedback}})
 		default:
 			w.say(s)
 		}

@@ -7,13 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"sdvbox/platform/updateproto"
 )
 
 func (m *Machine) needsReboot(d *Domain) bool {
-	return m.agent(d).RebootRequired && d.State == activated && !d.Back && len(d.Actions) > 0
+	return d.Reboots && d.State == activated && !d.Back && len(d.Actions) > 0
 }
 
 // rebootsFirst reports whether the reboot is part of the transaction: agents
@@ -25,17 +26,39 @@ func (m *Machine) rebootsFirst() bool {
 	return !slices.ContainsFunc(m.Activity.Domains, func(d *Domain) bool { return len(d.Actions) > 0 && !m.Resumes[d.ID] })
 }
 
-// leavesReboot reports whether what was activated is not in effect yet.
-func (m *Machine) leavesReboot() bool {
-	return slices.ContainsFunc(m.Activity.Domains, func(d *Domain) bool {
-		return m.agent(d).RebootRequired && len(d.Actions) > 0 && d.Result == ResultUpdated && !d.Verified
-	})
+// unverified reports whether what was activated is not in effect yet.
+func (d *Domain) unverified() bool {
+	return d.Reboots && len(d.Actions) > 0 && d.Result == ResultUpdated && !d.Verified
+}
+
+// halfBack reports whether the old state takes effect at the next boot only.
+func (d *Domain) halfBack() bool { return d.Booted && d.Result == ResultRolledBack }
+
+// reboot leaves a reboot behind.
+func (m *Machine) reboot() {
+	if m.c.RebootEnabled {
+		m.Reboot = &PendingReboot{ID: m.Activity.ID, Boot: m.boot}
+		m.waitForReboot()
+	}
+}
+
+// drop gives up a reboot that an activity has left behind, and takes that down.
+func (m *Machine) drop(why string) {
+	why = fmt.Sprintf("the reboot is given up: %s", why)
+	m.logf(slog.LevelError, "activity %q: %s", m.Reboot.ID, why)
+	for i := range m.History {
+		if e := &m.History[i]; e.ID == m.Reboot.ID {
+			e.Message = clip(strings.TrimPrefix(e.Message+"; "+why, "; "))
+		}
+	}
+	m.Reboot, m.dirty = nil, true
+	m.gateAt, m.gateAsked, m.downBy = time.Time{}, false, time.Time{}
 }
 
 // waitForReboot begins the delay before a reboot.
 func (m *Machine) waitForReboot() {
 	m.gateAt = m.now.Add(m.c.RebootAfter)
-	m.gateBy = m.gateAt.Add(m.c.GateTimeout)
+	m.gateBy = m.gateAt.Add(max(m.c.GateTimeout, gateLeast))
 	m.gateAsked, m.downBy, m.unsafe = false, time.Time{}, ""
 }
 
@@ -69,16 +92,20 @@ func (m *Machine) gateSaid(ev GateSaid) {
 		if why == m.unsafe {
 			return
 		}
+		kind := Running
+		if m.unsafe == "" {
+			kind = Normal // that it waits at all is worth knowing at once
+		}
 		m.unsafe = why
 		m.logf(slog.LevelInfo, "the reboot for activity %q has to wait: %s", id, why)
 		if m.Reboot == nil {
-			m.say(Normal, updateproto.StatusRunning, "the reboot has to wait: "+why)
+			m.say(kind, updateproto.StatusRunning, "the reboot has to wait: "+why)
 		}
 	case !m.free():
 		m.gateAt = m.now.Add(gatePause)
 	default:
 		m.downBy = m.now.Add(rebootPatience)
-		m.gateAt = time.Time{}
+		m.gateAt, m.unsafe = time.Time{}, ""
 		if m.Reboot != nil {
 			m.Reboot.Attempts++
 		} else {
@@ -99,11 +126,12 @@ func (m *Machine) rebootFailed(why string) {
 	m.logf(slog.LevelError, "the reboot for activity %q has failed: %s", id, why)
 	switch {
 	case m.Reboot != nil && m.Reboot.Attempts >= rebootAttempts:
-		m.Reboot, m.dirty = nil, true
+		m.drop("the vehicle cannot be rebooted: " + clip(why))
 	case m.Reboot == nil && m.Activity.Attempts >= rebootAttempts:
 		m.noReboot("the vehicle cannot be rebooted: " + clip(why))
 	default:
 		m.gateAt = m.now.Add(rebootPause)
+		m.gateBy = m.gateAt.Add(max(m.c.GateTimeout, gateLeast))
 	}
 }
 
@@ -124,8 +152,7 @@ func (m *Machine) tickReboot(id string) {
 			m.noReboot(why)
 			return
 		}
-		m.logf(slog.LevelError, "the reboot after activity %q is given up: %s", id, why)
-		m.Reboot, m.dirty = nil, true
+		m.drop(why)
 	case !m.gateAsked && m.due(m.gateAt):
 		m.gateAsked = true
 		m.do(CheckGate{id})

@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"sdvbox/platform/updateproto"
@@ -54,8 +55,10 @@ type State struct {
 	Next     *Request        `json:"next,omitempty"`     // accepted, begins once the agents are free
 	Reboot   *PendingReboot  `json:"reboot,omitempty"`   // after an activity that has ended
 	Resumes  map[string]bool `json:"resumes,omitempty"`  // agents that go on after a reboot, by domain
-	Unsent   []Outgoing      `json:"unsent,omitempty"`   // terminal feedback that the broker does not have yet
+	Unsent   []Outgoing      `json:"unsent,omitempty"`   // last feedback of activities that the broker does not have yet
 	History  []Entry         `json:"history,omitempty"`  // newest last
+
+	foreign bool // the activity is of a version that does things differently
 }
 
 const (
@@ -79,11 +82,12 @@ type PendingReboot struct {
 	Attempts int    `json:"attempts,omitempty"`
 }
 
-// Outgoing is a terminal feedback.
+// Outgoing is a terminal feedback, or the rejection of a desired state.
 type Outgoing struct {
 	ID       string               `json:"id"`
 	At       int64                `json:"at"` // milliseconds since 1970
 	Feedback updateproto.Feedback `json:"feedback"`
+	Rejected bool                 `json:"rejected,omitempty"` // the activity never began
 }
 
 // Entry is an activity that has ended.
@@ -139,6 +143,7 @@ type Activity struct {
 	Failed       bool   `json:"failed,omitempty"`       // not COMPLETED
 	Unidentified bool   `json:"unidentified,omitempty"` // identification has failed
 	Status       string `json:"status,omitempty"`       // terminal, once said
+	Policy       Policy `json:"policy,omitempty"`       // as it was when the activity began
 	Consent      string `json:"consent,omitempty"`      // command that the owner is asked for
 	Granted      string `json:"granted,omitempty"`      // command that the owner has agreed to
 	Answer       string `json:"answer,omitempty"`       // fingerprint of the owner's last answer
@@ -168,11 +173,14 @@ type Domain struct {
 	// Order is what the agent has been told and has not answered yet: a command,
 	// DESIREDSTATE or VERIFY.
 	Order    string               `json:"order,omitempty"`
+	Reboots  bool                 `json:"reboots,omitempty"`  // what it activates takes effect at a reboot
+	Booted   bool                 `json:"booted,omitempty"`   // that reboot has taken place
 	Back     bool                 `json:"back,omitempty"`     // it has to return to the old state
 	Touched  bool                 `json:"touched,omitempty"`  // it was given a command
 	Silent   bool                 `json:"silent,omitempty"`   // it did not answer in time
 	Verified bool                 `json:"verified,omitempty"` // its activation outlived the reboot
-	Resent   bool                 `json:"resent,omitempty"`   // the order was sent again: a refusal may mean that it was known
+	Resent   bool                 `json:"resent,omitempty"`   // the order was sent again: a failure may mean that it was known
+	Refused  string               `json:"refused,omitempty"`  // such a failure
 	FellBack bool                 `json:"fellBack,omitempty"` // a streaming update goes on as a download
 	Result   string               `json:"result,omitempty"`   // one of the Result constants, once known
 	Message  string               `json:"message,omitempty"`  // why it failed
@@ -203,14 +211,24 @@ func ParseState(rec []byte) (State, error) {
 		return State{Version: stateVersion}, fmt.Errorf("decode the state of the update manager: %w", err)
 	}
 	if a := s.Activity; a != nil {
-		for _, d := range a.Domains {
-			if d == nil {
-				return State{Version: stateVersion}, fmt.Errorf("decode the state of the update manager: activity %q has a null domain", a.ID)
-			}
+		if slices.Contains(a.Domains, nil) {
+			return State{Version: stateVersion}, fmt.Errorf("decode the state of the update manager: activity %q has a null domain", a.ID)
 		}
+		s.foreign = s.Version != stateVersion || !a.known()
 	}
 	s.Version = stateVersion
 	return s, nil
+}
+
+// known reports whether the activity is one that this version can go on with.
+func (a *Activity) known() bool {
+	phases := []Phase{Identification, Download, Update, Activate, Restart, Verify, Cleanup, Ending}
+	states := []DomainState{identifying, identified, downloaded, updated, activated, failed, rolledBack, notRolledBack, done}
+	orders := []string{"", orderDesired, orderVerify, updateproto.CommandDownload, updateproto.CommandUpdate, updateproto.CommandActivate,
+		updateproto.CommandRollback, updateproto.CommandCleanup}
+	return slices.Contains(phases, a.Phase) && !slices.ContainsFunc(a.Domains, func(d *Domain) bool {
+		return !slices.Contains(states, d.State) || !slices.Contains(orders, d.Order)
+	})
 }
 
 // Event is one of the types below.
@@ -308,7 +326,11 @@ const (
 	Early           // may go out before the state is durable
 	Running         // progress, which may be throttled
 	Final           // is in State.Unsent until Delivered
+	Refusal         // the same, of an activity that never began
 )
+
+// lasting reports whether the feedback is repeated until the broker has it.
+func (s Say) lasting() bool { return s.Kind == Final || s.Kind == Refusal }
 
 // Status is for people.
 type Status struct {

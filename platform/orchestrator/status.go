@@ -30,6 +30,17 @@ func (a *Activity) actions() []updateproto.Action {
 	return all
 }
 
+// note is what a domain's result leaves open.
+func (d *Domain) note() string {
+	switch {
+	case d.unverified():
+		return unverified
+	case d.halfBack():
+		return "reboot pending"
+	}
+	return ""
+}
+
 // summary is why an activity has not completed, and what has become of each
 // domain.
 func (a *Activity) summary() string {
@@ -45,6 +56,9 @@ func (a *Activity) summary() string {
 			parts = append(parts, d.ID+": "+d.Message)
 		default:
 			parts = append(parts, d.ID+": "+d.Result)
+		}
+		if note := d.note(); note != "" {
+			parts[len(parts)-1] += ", " + note
 		}
 	}
 	return strings.Join(parts, "; ")

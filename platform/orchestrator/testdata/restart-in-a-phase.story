@@ -45,5 +45,5 @@ self-update: ACTIVATE
 say RUNNING containers:x=UPDATE_FAILURE self-update:x=UPDATE_SUCCESS
 self-update: CLEANUP
 > self-update CLEANUP_SUCCESS
-say INCOMPLETE "containers: broken; self-update: updated" containers:x=UPDATE_FAILURE self-update:x=UPDATE_SUCCESS
+say INCOMPLETE "containers: broken; self-update: updated, reboot pending, unverified" containers:x=UPDATE_FAILURE self-update:x=UPDATE_SUCCESS
 refresh

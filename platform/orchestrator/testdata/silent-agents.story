@@ -45,5 +45,5 @@ self-update: ACTIVATE
 say RUNNING containers:x=DOWNLOADING self-update:x=UPDATE_SUCCESS
 self-update: CLEANUP
 > self-update CLEANUP_SUCCESS
-say INCOMPLETE "containers: no answer to DOWNLOAD within 10m0s (rolled back); self-update: updated" containers:x=DOWNLOADING self-update:x=UPDATE_SUCCESS
+say INCOMPLETE "containers: no answer to DOWNLOAD within 10m0s (rolled back); self-update: updated, reboot pending, unverified" containers:x=DOWNLOADING self-update:x=UPDATE_SUCCESS
 refresh
