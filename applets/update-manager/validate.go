@@ -11,8 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"sdvbox/docs/schema"
 	"sdvbox/platform/applet"
+	"sdvbox/platform/schema"
 	"sdvbox/platform/updateproto"
 )
 

@@ -17,11 +17,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"sdvbox/docs/schema"
 	"sdvbox/platform/durable"
 	"sdvbox/platform/mqttbus"
 	"sdvbox/platform/orchestrator"
 	"sdvbox/platform/rebootgate"
+	"sdvbox/platform/schema"
 	"sdvbox/testing/agents"
 	"sdvbox/testing/broker"
 )

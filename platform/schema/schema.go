@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package schema has JSON Schemas (2020-12) of all messages of the update
-// protocol, in a file each, and checks messages against them. A kind of
+// Package schema checks messages of the update protocol against the JSON
+// Schemas (2020-12) in docs/schema, which has a file for each kind. A kind of
 // message is called like the topic it is sent on, without the domain's prefix:
 //
 //	desiredstate            asks for an update
@@ -22,18 +22,15 @@ package schema
 
 import (
 	"bytes"
-	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	docs "sdvbox/docs/schema"
 	"sdvbox/platform/updateproto"
 )
-
-//go:embed *.json
-var files embed.FS
 
 // Kinds returns the kinds of messages there are.
 func Kinds() []string {
@@ -48,7 +45,7 @@ func Text(kind string) ([]byte, error) {
 	if !slices.Contains(Kinds(), kind) {
 		return nil, fmt.Errorf("%q is no kind of message, expected one of %s", kind, strings.Join(Kinds(), ", "))
 	}
-	return files.ReadFile(strings.ReplaceAll(kind, "/", "-") + ".json")
+	return docs.Files.ReadFile(strings.ReplaceAll(kind, "/", "-") + ".json")
 }
 
 // OfTopic returns the kind of the messages on a topic, such as desiredstate
