@@ -25,10 +25,11 @@ import (
 
 // Deployment is where the descriptions of containers come from that are there without anybody asking.
 type Deployment struct {
-	Dirs   []string      // of *.json files, also below
-	Init   bool          // only once in the life of the device, instead of whenever a file is new
-	Period time.Duration // between looks at the files; 0: only at the start
-	Prune  bool          // remove the container whose file has been removed
+	Dirs     []string      // of *.json files, also below
+	Archives []string      // directories of *.tar, *.tar.* and *.tgz files with images, which are imported first
+	Init     bool          // only once in the life of the device, instead of whenever a file is new
+	Period   time.Duration // between looks at the files; 0: only at the start
+	Prune    bool          // remove the container whose file has been removed
 }
 
 const (
@@ -46,12 +47,14 @@ type descriptor struct {
 // deployer applies each content of a descriptor once: what has been done to the container since, by a user or an update, is
 // not undone.
 type deployer struct {
-	mu      sync.Mutex
-	applied map[string]string // sum of the content that was applied last, by name of the container
-	seen    string            // what the files looked like
-	failed  bool              // some descriptor waits for another attempt
-	pauses  pauses
-	next    time.Time // of that attempt
+	mu       sync.Mutex
+	applied  map[string]string // sum of the content that was applied last, by name of the container
+	archives map[string]string // what the archives were like that have been imported, by file
+	broken   map[string]string // those which could not be
+	seen     string            // what the files looked like
+	failed   bool              // some descriptor waits for another attempt
+	pauses   pauses
+	next     time.Time // of that attempt
 }
 
 // deployment is what to do about a descriptor.
@@ -88,7 +91,7 @@ func deploymentFor(d descriptor, applied string, current *ctrmodel.Container, ag
 // deploy keeps applying descriptors until ctx ends.
 func (e *Engine) deploy(ctx context.Context) {
 	d := &e.deployer
-	for first := true; len(e.Deployment.Dirs) > 0; first = false {
+	for first := true; len(e.Deployment.Dirs)+len(e.Deployment.Archives) > 0; first = false {
 		if err := e.connected(ctx); err == nil {
 			once := e.Deployment.Init || e.Deployment.Period <= 0
 			e.deployNew(ctx, first)
@@ -128,8 +131,9 @@ func (e *Engine) deployNew(ctx context.Context, first bool) {
 			}
 		}
 	}
+	fresh := e.importArchives(ctx)
 	found := e.findDescriptors()
-	if found.seen == d.seen && !(d.failed && time.Now().After(d.next)) {
+	if found.seen == d.seen && !fresh && !(d.failed && time.Now().After(d.next)) {
 		return
 	}
 	if found.seen != d.seen {
@@ -147,11 +151,57 @@ func (e *Engine) Deploy(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	e.readApplied()
+	e.importArchives(ctx)
 	found := e.findDescriptors()
 	if len(found.files) == 0 {
 		return ctrmodel.Errorf(ctrmodel.NotFound, "no descriptors of containers in %s", strings.Join(e.Deployment.Dirs, ", "))
 	}
 	return e.applyAll(ctx, found, true)
+}
+
+// importArchives imports the archives that are new, and reports whether there were any.
+func (e *Engine) importArchives(ctx context.Context) (fresh bool) {
+	d := &e.deployer
+	file := filepath.Join(e.StateDir, "imported.json")
+	if d.archives == nil {
+		d.archives, d.broken = map[string]string{}, map[string]string{}
+		if data, err := os.ReadFile(file); err == nil {
+			json.Unmarshal(data, &d.archives) // what is not known is imported again, which does no harm
+		}
+	}
+	for _, dir := range e.Deployment.Archives {
+		entries, _ := os.ReadDir(dir) // may be there the next time
+		for _, entry := range entries {
+			name := entry.Name()
+			info, err := entry.Info()
+			if err != nil || !info.Mode().IsRegular() || !strings.Contains(name, ".tar") && !strings.HasSuffix(name, ".tgz") {
+				continue
+			}
+			path, like := filepath.Join(dir, name), fmt.Sprint(info.Size(), " ", info.ModTime().UnixNano())
+			if d.archives[path] == like || d.broken[path] == like {
+				continue
+			}
+			e.Log.Info("importing images", "archive", path)
+			if err := e.backend.Import(ctx, path); err != nil {
+				e.Log.Error("cannot import images", "error", err)
+				if ctrmodel.KindOf(err) != ctrmodel.Unavailable && ctx.Err() == nil {
+					d.broken[path] = like
+				}
+				continue
+			}
+			d.archives[path], fresh = like, true
+		}
+	}
+	if fresh {
+		data, err := json.Marshal(d.archives)
+		if err == nil {
+			err = durable.WriteFile(file, data, 0o600)
+		}
+		if err != nil {
+			e.Log.Error("cannot write down which images have been imported", "error", err)
+		}
+	}
+	return fresh
 }
 
 // descriptors are the files that there are.

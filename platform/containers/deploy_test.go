@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -296,7 +297,7 @@ func TestContainersOfTheOriginalAreTakenOver(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Original = home })
 	r.stop()
 	r.must(os.RemoveAll(filepath.Join(r.cfg.StateDir, "containers")))
-	r.fake, r.backend = f, f
+	r.fake = f
 	r.start()
 	for id, want := range map[string]ctrmodel.Status{"runs": ctrmodel.Running, "ended": ctrmodel.Running, "stopped": ctrmodel.Stopped,
 		"failed": ctrmodel.Exited, "new": ctrmodel.Created, "twin": ctrmodel.Created} {
@@ -351,5 +352,58 @@ func TestRecordIsTheOriginalsJSON(t *testing.T) {
 	r.must(json.Unmarshal(data, &c))
 	if c.ID != id || c.State.Status != 2 || c.State.PID != 4711 || !c.Run {
 		t.Errorf("record %s", data)
+	}
+}
+
+func TestArchivesAreImportedBeforeDescriptors(t *testing.T) {
+	t.Parallel()
+	archives := t.TempDir()
+	write(t, archives, "seat.tar", "")
+	write(t, archives, "radio.tar.gz", "")
+	write(t, archives, "notes.txt", "")
+	r, dir := deployRig(t, nil, func(c *Config) { c.Deployment.Archives = []string{archives} })
+	imported := func() string {
+		r.fake.mu.Lock()
+		defer r.fake.mu.Unlock()
+		slices.Sort(r.fake.imported)
+		return strings.Join(r.fake.imported, " ")
+	}
+	write(t, dir, "seat.json", seat1)
+	r.awaitName("seat", "running", isRunning)
+	if got := imported(); got != "radio.tar.gz seat.tar" {
+		t.Errorf("imported %s", got)
+	}
+	r.restart()
+	write(t, dir, "other.json", `{"container_name": "other", "image": {"name": "x"}}`)
+	r.awaitName("other", "running", isRunning)
+	if got := imported(); got != "radio.tar.gz seat.tar" {
+		t.Errorf("after a restart imported %s", got)
+	}
+	write(t, archives, "seat.tar", "another one")
+	for imported() != "radio.tar.gz seat.tar seat.tar" {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestImagesInUseAreKept(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.make("a")
+	list, err := r.Images(t.Context())
+	if err != nil || !list[0].Used || list[1].Used {
+		t.Errorf("images %+v, %v", list, err)
+	}
+	other := r.make("b", func(c *ctrmodel.Container) { c.Image.Name = "other" })
+	r.must(r.Remove(t.Context(), other, false, force))
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		r.fake.mu.Lock()
+		used := r.fake.used
+		r.fake.mu.Unlock()
+		if len(used) == 1 && used[busybox] {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("collected with %v in use, of %s", used, id)
+		}
 	}
 }

@@ -67,6 +67,13 @@ type backend interface {
 	Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.ExecOptions, s ctrmodel.Streams) (code int, err error)
 	Logs(ctx context.Context, c *ctrmodel.Container, o ctrmodel.LogOptions, yield func([]byte) error) error
 	Stats(ctx context.Context, c *ctrmodel.Container) (ctrmodel.Stats, error)
+
+	Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
+	Import(ctx context.Context, archive string) error
+	Images(ctx context.Context) ([]ctrmodel.StoredImage, error)
+	Collect(ctx context.Context, used map[string]bool) error // images that are not used, if it is time
+
+	Leave() // the agent ends, the containers go on
 }
 
 // Times that tests shorten.
@@ -89,6 +96,7 @@ type Engine struct {
 	all  sync.WaitGroup
 
 	launches chan struct{} // as many as may go on at a time
+	removed  chan struct{} // a container has been
 	deployer deployer
 
 	mu     sync.Mutex
@@ -97,6 +105,9 @@ type Engine struct {
 	up     chan struct{}     // closed while there is a connection to containerd
 	down   error             // why there is none
 }
+
+// New returns the engine of a store. It works with what is in the parts once it runs.
+func New(cfg Config, p Parts) (*Engine, error) { return newEngine(cfg, newMachine(p)) }
 
 func newEngine(cfg Config, b backend) (*Engine, error) {
 	if cfg.StopTimeout <= 0 {
@@ -115,6 +126,7 @@ func newEngine(cfg Config, b backend) (*Engine, error) {
 		times:  times{connect: 3 * time.Second, retry: time.Second, call: time.Minute},
 		actors: map[string]*actor{}, names: map[string]string{},
 		launches: make(chan struct{}, 4*runtime.NumCPU()),
+		removed:  make(chan struct{}, 1),
 		up:       make(chan struct{}), down: errors.New("not connected yet"),
 	}
 	e.life, e.end = context.WithCancel(context.Background())
@@ -137,6 +149,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	e.mu.Unlock()
 	e.all.Go(func() { e.connect(e.life) })
+	e.all.Go(func() { e.collect(e.life) })
 	e.deploy(ctx)
 	if e.StopOnExit {
 		e.stopAll()
@@ -145,6 +158,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.end()
 	e.mu.Unlock()
 	e.all.Wait()
+	e.backend.Leave()
 	return ctx.Err()
 }
 
@@ -373,6 +387,10 @@ func (e *Engine) drop(a *actor) {
 	defer e.mu.Unlock()
 	delete(e.actors, a.id)
 	e.unclaim(a.rec.Name, a.id)
+	select {
+	case e.removed <- struct{}{}:
+	default:
+	}
 }
 
 // newID is a random UUID.
@@ -488,6 +506,59 @@ func (e *Engine) Stats(ctx context.Context, id string) (ctrmodel.Stats, error) {
 		return ctrmodel.Stats{}, err
 	}
 	return e.backend.Stats(ctx, c)
+}
+
+// Pull makes sure that an image is here. It does not call progress after it has returned.
+func (e *Engine) Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	if err := e.connected(ctx); err != nil {
+		return ctrmodel.StoredImage{}, err
+	}
+	image, err := e.backend.Pull(ctx, name, progress)
+	image.Used = e.usedImages()[name]
+	return image, err
+}
+
+// Images returns the images that are here.
+func (e *Engine) Images(ctx context.Context) ([]ctrmodel.StoredImage, error) {
+	if err := e.connected(ctx); err != nil {
+		return nil, err
+	}
+	list, err := e.backend.Images(ctx)
+	used := e.usedImages()
+	for i := range list {
+		list[i].Used = used[list[i].Name]
+	}
+	return list, err
+}
+
+// usedImages are those that a container is made of, by name. One that is being replaced is a container like others.
+func (e *Engine) usedImages() map[string]bool {
+	used := map[string]bool{}
+	for _, a := range e.list() {
+		used[a.view.Load().Image.Name] = true
+	}
+	return used
+}
+
+// collect removes images that have not been used for long: at the start, when a container has been removed, and every hour.
+func (e *Engine) collect(ctx context.Context) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		err := e.connected(ctx)
+		if err == nil {
+			err = e.backend.Collect(ctx, e.usedImages())
+		}
+		if err != nil && ctx.Err() == nil && ctrmodel.KindOf(err) != ctrmodel.Unavailable {
+			e.Log.Warn("cannot remove images that are not used", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-e.removed:
+		}
+	}
 }
 
 // process returns a container that has a process.

@@ -15,8 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"sdvbox/platform/cmapi"
 	"sdvbox/platform/ctrmodel"
 )
+
+var _ cmapi.Engine = (*Engine)(nil)
 
 func TestLifeOfAContainer(t *testing.T) {
 	t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
@@ -21,6 +22,9 @@ type fake struct {
 	boxes map[string]*box
 	down  chan struct{} // closed to cut the connection
 	off   bool
+
+	imported []string
+	used     map[string]bool // when images were collected the last time
 
 	// Behaviour by name of the container.
 	prepare func(ctx context.Context, c *ctrmodel.Container) error
@@ -289,14 +293,38 @@ func (f *fake) Stats(context.Context, *ctrmodel.Container) (ctrmodel.Stats, erro
 	return ctrmodel.Stats{}, nil
 }
 
+func (f *fake) Pull(_ context.Context, name string, _ func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	return ctrmodel.StoredImage{Name: name}, nil
+}
+
+func (f *fake) Import(_ context.Context, archive string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.imported = append(f.imported, filepath.Base(archive))
+	return nil
+}
+
+func (f *fake) Images(context.Context) ([]ctrmodel.StoredImage, error) {
+	return []ctrmodel.StoredImage{{Name: busybox}, {Name: "other"}}, nil
+}
+
+func (f *fake) Collect(_ context.Context, used map[string]bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.used = used
+	return nil
+}
+
+func (f *fake) Leave() {}
+
 // rig is an engine on a fake.
 type rig struct {
 	*Engine
-	t       *testing.T
-	fake    *fake // nil with a real backend
-	backend backend
-	cfg     Config
-	stop    func() // ends the engine, containers go on
+	t     *testing.T
+	fake  *fake // nil with a real backend
+	parts Parts // of a real one
+	cfg   Config
+	stop  func() // ends the engine, containers go on
 }
 
 func newRig(t *testing.T, change ...func(*Config)) *rig {
@@ -310,7 +338,6 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 		f(&cfg)
 	}
 	r := &rig{t: t, fake: newFake(), cfg: cfg}
-	r.backend = r.fake
 	r.start()
 	return r
 }
@@ -318,7 +345,11 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 // start begins with an engine, in the state that the one before has left.
 func (r *rig) start() {
 	r.t.Helper()
-	e, err := newEngine(r.cfg, r.backend)
+	var b backend = r.fake
+	if r.fake == nil {
+		b = newMachine(r.parts)
+	}
+	e, err := newEngine(r.cfg, b)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -350,7 +381,7 @@ func (r *rig) restart() {
 // make creates a container.
 func (r *rig) make(name string, change ...func(*ctrmodel.Container)) string {
 	r.t.Helper()
-	c := &ctrmodel.Container{Name: name, Image: ctrmodel.Image{Name: "example.org/" + name + ":1"}}
+	c := &ctrmodel.Container{Name: name, Image: ctrmodel.Image{Name: busybox}}
 	for _, f := range change {
 		f(c)
 	}

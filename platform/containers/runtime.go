@@ -5,24 +5,60 @@ package containers
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"sdvbox/platform/containerd"
+	"sdvbox/platform/ctrlog"
 	"sdvbox/platform/ctrmodel"
 	"sdvbox/platform/grpc"
+	"sdvbox/platform/images"
+	"sdvbox/platform/ocispec"
 )
 
-// machine is the backend: containerd, with the network and the logs of this machine.
+// Parts is what containers are made with.
+type Parts struct {
+	Client    *containerd.Client
+	Images    *images.Store
+	Network   Network
+	Namespace string // of containerd, as the client's
+	Lease     string // that keeps file systems from being collected as garbage; empty: kanto-cm.Lease
+	Runtime   string // in place of any flavour of runc; empty: io.containerd.runc.v2
+	Runc      string // the program, empty: runc
+	LogDir    string // below which logs are, unless a container has another place for them
+	ExecDir   string // for what need not outlive the machine
+	Log       *slog.Logger
+}
+
+// Network gives containers their place in the network. What has been done already is no error.
+type Network interface {
+	Attach(ctx context.Context, c *ctrmodel.Container) (netNS string, err error) // fills in the files and the settings
+	Detach(ctx context.Context, id string) error
+	Restore(ctx context.Context, ids []string) error // those that are there; what others have left is cleared away
+}
+
+// machine is the backend: containerd, with the images, the network and the logs of this machine.
 type machine struct {
 	Parts
-	lease string
+	host     ocispec.Host
+	restored bool // the network has been
+
+	mu       sync.Mutex
+	consoles map[string]*ctrlog.Console
+}
+
+func newMachine(p Parts) *machine {
+	p.Lease, p.Runtime = cmp.Or(p.Lease, "kanto-cm.Lease"), cmp.Or(p.Runtime, "io.containerd.runc.v2")
+	return &machine{Parts: p, host: ocispec.Probe(), consoles: map[string]*ctrlog.Console{}}
 }
 
 const snapshotter = "overlayfs"
@@ -66,6 +102,18 @@ func (m *machine) Connect(ctx context.Context, keep []*ctrmodel.Container, up fu
 	if err := m.prepareNamespace(ctx); err != nil {
 		return model(err)
 	}
+	if !m.restored { // once: later, containers may be on their way
+		var ids []string
+		for _, c := range keep {
+			if c.State.HasProcess() {
+				ids = append(ids, c.ID)
+			}
+		}
+		if err := m.Network.Restore(ctx, ids); err != nil {
+			return fmt.Errorf("network of containers: %w", err)
+		}
+		m.restored = true
+	}
 	events, err := m.Client.Subscribe(ctx, `topic=="/tasks/oom"`)
 	if err != nil {
 		return model(err)
@@ -92,7 +140,7 @@ func (m *machine) prepareNamespace(ctx context.Context) error {
 	if err := m.Client.CreateNamespace(ctx); err != nil && grpc.CodeOf(err) != grpc.AlreadyExists {
 		return err
 	}
-	err := m.Client.Leases.Create(ctx, m.lease, nil)
+	err := m.Client.Leases.Create(ctx, m.Lease, nil)
 	if grpc.CodeOf(err) == grpc.AlreadyExists {
 		return nil
 	}
@@ -208,21 +256,4 @@ func netBytes(text []byte) (read, written uint64) {
 		read, written = read+r, written+w
 	}
 	return read, written
-}
-
-// Parts is what containers are made with.
-type Parts struct {
-	Client *containerd.Client
-}
-
-// clearTask removes task and object of a container whose process has ended, or was never started.
-func (m *machine) clearTask(ctx context.Context, id string) error {
-	if _, err := m.Client.Tasks.Delete(ctx, id, ""); err != nil && !gone(err) {
-		// Perhaps it is an unstarted one, which some shims want to have killed first.
-		m.Client.Tasks.Kill(ctx, id, "", syscall.SIGKILL, true)
-		if _, err = m.Client.Tasks.Delete(ctx, id, ""); err != nil && !gone(err) {
-			return model(err)
-		}
-	}
-	return unlessGone(m.Client.Containers.Delete(ctx, id))
 }

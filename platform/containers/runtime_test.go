@@ -7,146 +7,117 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/images"
 	"sdvbox/testing/ctrd"
 )
 
-// plain is a machine without images, networks and logs: busybox on containerd.
-type plain struct {
-	*machine
-	t      testing.TB
-	parent string // snapshot with busybox
-}
+// noNetwork leaves each container alone.
+type noNetwork struct{}
 
-func newPlain(t testing.TB) (*plain, *ctrd.Daemon) {
+func (noNetwork) Attach(context.Context, *ctrmodel.Container) (string, error) { return "", nil }
+func (noNetwork) Detach(context.Context, string) error                        { return nil }
+func (noNetwork) Restore(context.Context, []string) error                     { return nil }
+
+const busybox = "example.org/busybox:1"
+
+// newRealRig is an engine on a real containerd that has an image with busybox.
+func newRealRig(t *testing.T) (*rig, *ctrd.Daemon) {
 	d := ctrd.Start(t)
 	client := containerd.New(d.Socket, "kanto-cm")
 	t.Cleanup(func() { client.Close() })
-	p := &plain{&machine{Parts: Parts{Client: client}, lease: "kanto-cm.lease"}, t, ""}
-	p.must(client.CreateNamespace(t.Context()))
-	p.parent = p.layer()
-	return p, d
-}
-
-func (p *plain) must(err error) {
-	p.t.Helper()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	store, err := images.New(images.Config{Client: client, Root: d.Dir, Log: log})
 	if err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
+	r := &rig{t: t, cfg: Config{StateDir: t.TempDir(), StopTimeout: 5 * time.Second, Log: log}}
+	r.parts = Parts{Client: client, Images: store, Network: noNetwork{}, Namespace: "kanto-cm",
+		LogDir: filepath.Join(r.cfg.StateDir, "logs"), ExecDir: filepath.Join(r.cfg.StateDir, "run"), Log: log}
+	r.start()
+	for r.Ready() != nil {
+		time.Sleep(time.Millisecond)
+	}
+	list, err := store.Import(t.Context(), busyboxArchive(t))
+	if err != nil || len(list) != 1 || list[0].Ref != busybox {
+		t.Fatalf("import: %+v, %v", list, err)
+	}
+	return r, d
 }
 
-// layer unpacks a layer with busybox.
-func (p *plain) layer() (name string) {
-	p.t.Helper()
+// busyboxArchive makes an OCI archive.
+func busyboxArchive(t testing.TB) (file string) {
+	t.Helper()
 	program, err := os.ReadFile("/bin/busybox")
-	p.must(err)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var plain, packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
-	w := tar.NewWriter(io.MultiWriter(&plain, z))
-	for _, dir := range []string{"bin", "proc", "dev", "sys", "tmp"} {
-		p.must(w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}))
+	layer := tar.NewWriter(io.MultiWriter(&plain, z))
+	for _, dir := range []string{"bin", "etc", "proc", "dev", "sys", "tmp"} {
+		layer.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755})
 	}
-	p.must(w.WriteHeader(&tar.Header{Name: "bin/busybox", Mode: 0o755, Size: int64(len(program))}))
-	w.Write(program)
-	for _, link := range []string{"sh", "sleep", "cat", "true"} {
-		p.must(w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + link, Linkname: "busybox"}))
+	add := func(w *tar.Writer, name string, mode int64, data []byte) {
+		w.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(data))})
+		w.Write(data)
 	}
-	p.must(w.Close())
-	p.must(z.Close())
-	ctx := p.t.Context()
-	digest, diff := fmt.Sprintf("sha256:%x", sha256.Sum256(packed.Bytes())), fmt.Sprintf("sha256:%x", sha256.Sum256(plain.Bytes()))
-	cw, err := p.Client.Content.Writer(ctx, "layer", int64(packed.Len()), digest)
-	p.must(err)
-	_, err = cw.Write(packed.Bytes())
-	p.must(err)
-	p.must(cw.Commit(map[string]string{"containerd.io/gc.root": "test"}))
-	mounts, err := p.Client.Snapshots.Prepare(ctx, "extract", "", nil)
-	p.must(err)
-	_, err = p.Client.Apply(ctx, &containerd.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", Digest: digest, Size: int64(packed.Len())}, mounts)
-	p.must(err)
-	p.must(p.Client.Snapshots.Commit(ctx, diff, "extract", map[string]string{"containerd.io/gc.root": "test"}))
-	return diff
-}
+	add(layer, "bin/busybox", 0o755, program)
+	add(layer, "etc/passwd", 0o644, []byte("root:x:0:0::/:/bin/sh\nradio:x:77:78::/:/bin/sh\n"))
+	for _, link := range []string{"sh", "sleep", "cat", "true", "id", "seq"} {
+		layer.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + link, Linkname: "busybox"})
+	}
+	layer.Close()
+	z.Close()
 
-func (p *plain) Prepare(ctx context.Context, c *ctrmodel.Container) error {
-	_, err := p.Client.Snapshots.Prepare(containerd.WithLease(ctx, p.lease), snapshotOf(c.ID), p.parent, nil)
-	return err
-}
-
-func (p *plain) Launch(ctx context.Context, c *ctrmodel.Container) (int64, error) {
-	type object = map[string]any
-	memory := object{}
-	if limit, _, _, err := c.HostConfig.Resources.Limits(); err == nil && limit > 0 {
-		memory["limit"] = limit
+	file = filepath.Join(t.TempDir(), "busybox.tar")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
 	}
-	spec, err := containerd.Spec(object{
-		"ociVersion": "1.0.2",
-		"process":    object{"cwd": "/", "args": c.Config.Cmd, "env": []string{"PATH=/bin"}, "user": object{"uid": 0, "gid": 0}},
-		"root":       object{"path": "rootfs"},
-		"mounts":     []object{{"destination": "/proc", "type": "proc", "source": "proc"}, {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}},
-		"linux": object{"cgroupsPath": "/sdvbox-test/" + c.ID, "resources": object{"memory": memory},
-			"namespaces": []object{{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}}},
+	defer f.Close()
+	w := tar.NewWriter(f)
+	blob := func(kind string, data []byte) v1.Descriptor {
+		d := digest.FromBytes(data)
+		add(w, "blobs/sha256/"+d.Encoded(), 0o644, data)
+		return v1.Descriptor{MediaType: kind, Digest: d, Size: int64(len(data))}
+	}
+	object := func(kind string, v any) v1.Descriptor {
+		data, _ := json.Marshal(v)
+		return blob(kind, data)
+	}
+	config := v1.Image{Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"}, Config: v1.ImageConfig{Env: []string{"PATH=/bin"}},
+		RootFS: v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(plain.Bytes())}}}
+	manifest := object(v1.MediaTypeImageManifest, v1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest,
+		Config: object(v1.MediaTypeImageConfig, config), Layers: []v1.Descriptor{blob(v1.MediaTypeImageLayerGzip, packed.Bytes())},
 	})
-	if err != nil {
-		return 0, err
+	manifest.Annotations = map[string]string{"io.containerd.image.name": busybox}
+	index, _ := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{manifest}})
+	add(w, "index.json", 0o644, index)
+	add(w, "oci-layout", 0o644, []byte(`{"imageLayoutVersion":"1.0.0"}`))
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
 	}
-	_, err = p.Client.Containers.Create(ctx, &containerd.Container{ID: c.ID, Image: "none", Snapshotter: snapshotter, SnapshotKey: snapshotOf(c.ID),
-		Runtime: &containerd.Runtime{Name: "io.containerd.runc.v2"}, Spec: spec})
-	if err != nil {
-		return 0, model(err)
-	}
-	mounts, err := p.Client.Snapshots.Mounts(ctx, snapshotOf(c.ID))
-	if err != nil {
-		return 0, model(err)
-	}
-	if _, err = p.Client.Tasks.Create(ctx, c.ID, mounts, containerd.IO{}, nil); err != nil {
-		return 0, model(err)
-	}
-	pid, err := p.Client.Tasks.Start(ctx, c.ID, "")
-	return int64(pid), model(err)
-}
-
-func (p *plain) Adopt(ctx context.Context, c *ctrmodel.Container) (int64, error) {
-	task, err := p.Client.Tasks.Get(ctx, c.ID, "")
-	if err != nil {
-		return 0, model(err)
-	}
-	return int64(task.Pid), nil
-}
-
-func (p *plain) Limit(context.Context, *ctrmodel.Container) error { return nil }
-func (p *plain) Release(ctx context.Context, c *ctrmodel.Container) error {
-	return p.clearTask(ctx, c.ID)
-}
-func (p *plain) Discard(ctx context.Context, c *ctrmodel.Container) error {
-	return unlessGone(p.Client.Snapshots.Remove(ctx, snapshotOf(c.ID)))
-}
-func (p *plain) Attach(context.Context, *ctrmodel.Container, ctrmodel.Streams, func()) error {
-	return nil
-}
-func (p *plain) Exec(context.Context, *ctrmodel.Container, ctrmodel.ExecOptions, ctrmodel.Streams) (int, error) {
-	return 0, nil
-}
-func (p *plain) Logs(context.Context, *ctrmodel.Container, ctrmodel.LogOptions, func([]byte) error) error {
-	return nil
-}
-
-func newRealRig(t *testing.T) (*rig, *ctrd.Daemon) {
-	p, d := newPlain(t)
-	r := &rig{t: t, backend: p, cfg: Config{StateDir: t.TempDir(), StopTimeout: 5 * time.Second, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}}
-	r.start()
-	return r, d
+	return file
 }
 
 func cmd(args ...string) func(*ctrmodel.Container) {
@@ -208,7 +179,7 @@ func TestRealStops(t *testing.T) {
 // clean makes sure that nothing is left in containerd.
 func (r *rig) clean() {
 	r.t.Helper()
-	c := r.backend.(*plain).Client
+	c := r.parts.Client
 	objects, err := c.Containers.List(r.t.Context())
 	r.must(err)
 	tasks, err := c.Tasks.List(r.t.Context())
@@ -280,4 +251,90 @@ func TestRealAgentRestart(t *testing.T) {
 		r.must(r.Remove(t.Context(), a.id, true, force))
 	}
 	r.clean()
+}
+
+func TestRealStreams(t *testing.T) {
+	r, _ := newRealRig(t)
+	ctx := t.Context()
+	count := cmd("/bin/sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); done")
+	id := r.running("chatty", count, func(c *ctrmodel.Container) {
+		c.HostConfig.Log.Driver = ctrmodel.LogDriver{Type: ctrmodel.LogFile, MaxFiles: 1, MaxSize: "1G"}
+	})
+	for range 3 { // what it says while nobody is there waits
+		time.Sleep(50 * time.Millisecond)
+		r.restart()
+	}
+	r.awaitStatus(id, ctrmodel.Running)
+	time.Sleep(50 * time.Millisecond)
+	r.must(r.Stop(ctx, id, ctrmodel.StopOptions{Signal: "KILL"}))
+	n := 0
+	r.must(r.Logs(ctx, id, ctrmodel.LogOptions{Tail: -1}, func(line []byte) error {
+		var l struct{ Log string }
+		if err := json.Unmarshal(line, &l); err != nil || l.Log != fmt.Sprintf("line %d\n", n) && strings.HasSuffix(l.Log, "\n") {
+			t.Fatalf("line %d of the log: %s", n, line)
+		}
+		n++
+		return nil
+	}))
+	if n < 100 {
+		t.Errorf("%d lines", n)
+	}
+
+	// Exec: output, exit code, user, input, and many at a time.
+	id = r.running("a", obedient)
+	var out, errs bytes.Buffer
+	code, err := r.Exec(ctx, id, ctrmodel.ExecOptions{Args: []string{"sh", "-c", "id -u; cat; echo bad >&2; echo $X; exit 7"}, User: "radio", Env: []string{"X=y"}},
+		ctrmodel.Streams{Stdin: strings.NewReader("typed\n"), Stdout: &out, Stderr: &errs})
+	if code != 7 || err != nil || out.String() != "77\ntyped\ny\n" || errs.String() != "bad\n" {
+		t.Errorf("exec: %d, %v, %q, %q", code, err, out.String(), errs.String())
+	}
+	var all sync.WaitGroup
+	for range 5 {
+		all.Go(func() {
+			var out bytes.Buffer
+			code, err := r.Exec(ctx, id, ctrmodel.ExecOptions{Args: []string{"seq", "5000"}}, ctrmodel.Streams{Stdout: &out})
+			if code != 0 || err != nil || out.Len() != 23893 {
+				t.Errorf("exec: %d, %v, %d bytes", code, err, out.Len())
+			}
+		})
+	}
+	all.Wait()
+	_, err = r.Exec(ctx, id, ctrmodel.ExecOptions{Args: []string{"missing"}}, ctrmodel.Streams{})
+	r.wantKind(err, ctrmodel.FailedPrecondition)
+	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	_, err = r.Exec(short, id, ctrmodel.ExecOptions{Args: []string{"sleep", "1000"}}, ctrmodel.Streams{})
+	r.wantKind(err, ctrmodel.DeadlineExceeded)
+	if s, err := r.Stats(ctx, id); err != nil || s.PIDs > 3 { // the shell and its sleep
+		t.Errorf("an exec that nobody waits for goes on: %+v, %v", s, err)
+	}
+
+	// Attached before the start, nothing is missed.
+	id = r.make("cat", cmd("cat"), policy(ctrmodel.RestartNever, 0), func(c *ctrmodel.Container) { c.IOConfig.OpenStdin, c.IOConfig.StdinOnce = true, true })
+	attached, ended := make(chan struct{}), make(chan error, 1)
+	in, typed := io.Pipe()
+	var echo bytes.Buffer
+	go func() {
+		ended <- r.Attach(ctx, id, ctrmodel.Streams{Stdin: in, Stdout: &echo}, func() { close(attached) })
+	}()
+	<-attached
+	r.must(r.Start(ctx, id))
+	io.WriteString(typed, "hello\n")
+	typed.Close()
+	if err := <-ended; err != nil || echo.String() != "hello\n" {
+		t.Errorf("attached: %v, %q", err, echo.String())
+	}
+	if s := r.awaitStatus(id, ctrmodel.Exited).State; s.ExitCode != 0 {
+		t.Errorf("state %+v", s)
+	}
+	for _, a := range r.list() {
+		r.must(r.Remove(ctx, a.id, true, force))
+	}
+	r.clean()
+	if left, _ := filepath.Glob(filepath.Join(r.parts.ExecDir, "*", "*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if left, _ := filepath.Glob(filepath.Join(r.parts.LogDir, "*", "*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
 }
