@@ -29,16 +29,17 @@ import (
 // Config is what a Store works with.
 type Config struct {
 	Client     *containerd.Client
-	Registries map[string]Registry // by host[:port] as images are named with
-	Insecure   []string            // host or host:port that are asked by HTTP, then by HTTPS that is not verified
-	Verify     Verifier            // nil: signatures are not looked at
-	Platform   string              // os/architecture[/variant], empty: that of this machine
-	Expiry     time.Duration       // how old images get that nothing uses; 0: as old as they like
-	Root       string              // where containerd keeps its data, empty: /var/lib/containerd
-	Reserve    int64               // bytes that stay free there
-	Stall      time.Duration       // how long a registry may be silent, 0: 30 s
-	Patience   time.Duration       // how long to try without any progress, 0: 1 min
-	Log        *slog.Logger        // nil: the default one
+	Registries map[string]Registry    // by host[:port] as images are named with
+	Insecure   []string               // host or host:port that are asked by HTTP, then by HTTPS that is not verified
+	Verify     Verifier               // nil: signatures are not looked at
+	Platform   string                 // os/architecture[/variant], empty: that of this machine
+	Expiry     time.Duration          // how old images get that nothing uses; 0: as old as they like
+	Root       string                 // where containerd keeps its data, empty: /var/lib/containerd
+	Reserve    int64                  // bytes that stay free there
+	Stall      time.Duration          // how long a registry may be silent, 0: 30 s
+	Patience   time.Duration          // how long to try without any progress, 0: 1 min
+	Used       func() map[string]bool // as for Collect: others may go when a pull needs space; nil: none goes
+	Log        *slog.Logger           // nil: the default one
 }
 
 // Registry is how to talk to a registry.
@@ -75,6 +76,7 @@ type Store struct {
 	Config
 	platforms []v1.Platform // best first
 	locks     locks
+	now       func() time.Time
 
 	mu         sync.Mutex
 	registries map[string]Registry
@@ -99,7 +101,7 @@ func New(c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{Config: c, platforms: platforms}
+	s := &Store{Config: c, platforms: platforms, now: time.Now}
 	s.SetRegistries(c.Registries, c.Insecure)
 	return s, nil
 }
@@ -243,6 +245,7 @@ const (
 	uncompressed = "containerd.io/uncompressed"
 	distribution = "containerd.io/distribution.source."
 	verified     = "sdvbox.verified" // of an image: the digest that a signature has been found for
+	leaseLabel   = "sdvbox.image"    // of a lease: the image whose parts it holds
 )
 
 func merge(a, b map[string]string) map[string]string {
@@ -383,28 +386,35 @@ type locks struct {
 	held map[string]chan struct{}
 }
 
+// try takes the lock of the key. If it is taken, unlock is nil, and free is closed when it is worth to try again.
+func (l *locks) try(key string) (unlock func(), free <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if held, taken := l.held[key]; taken {
+		return nil, held
+	}
+	if l.held == nil {
+		l.held = map[string]chan struct{}{}
+	}
+	mine := make(chan struct{})
+	l.held[key] = mine
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.held, key)
+		close(mine)
+	}, nil
+}
+
 // lock waits until nobody holds the key, or for the end of ctx.
 func (l *locks) lock(ctx context.Context, key string) (unlock func(), err error) {
 	for {
-		l.mu.Lock()
-		held, taken := l.held[key]
-		if !taken {
-			if l.held == nil {
-				l.held = map[string]chan struct{}{}
-			}
-			mine := make(chan struct{})
-			l.held[key] = mine
-			l.mu.Unlock()
-			return func() {
-				l.mu.Lock()
-				defer l.mu.Unlock()
-				delete(l.held, key)
-				close(mine)
-			}, nil
+		unlock, free := l.try(key)
+		if unlock != nil {
+			return unlock, nil
 		}
-		l.mu.Unlock()
 		select {
-		case <-held:
+		case <-free:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}

@@ -78,8 +78,8 @@ func (s *Store) pull(ctx context.Context, name string, progress func(ctrmodel.Pr
 	labels := map[string]string{}
 	if s.Verify != nil {
 		j.report("verifying", 0, 0)
-		if err := s.Verify(ctx, repo.oras(), root); err != nil {
-			return Image{}, fmt.Errorf("image %s: %w", name, repo.error(err))
+		if err := s.verify(ctx, repo, root); err != nil {
+			return Image{}, fmt.Errorf("image %s: %w", name, err)
 		}
 		labels[verified] = root.Digest.String()
 	}
@@ -94,6 +94,18 @@ func (s *Store) pull(ctx context.Context, name string, progress func(ctrmodel.Pr
 		return Image{}, fmt.Errorf("image %s: %w", name, err)
 	}
 	return img, nil
+}
+
+// verify lets the verifier look at the image in the repository.
+func (s *Store) verify(ctx context.Context, repo *repository, root v1.Descriptor) error {
+	ctx, cancel := context.WithTimeout(ctx, s.Patience)
+	defer cancel()
+	return s.retry(ctx, min(s.Patience, 10*time.Second), func(func()) error {
+		if err := s.Verify(ctx, repo.oras(), root); err != nil {
+			return repo.error(err)
+		}
+		return nil
+	})
 }
 
 // present takes an image as it is here, if it is verified and complete. Else the error is NotFound.
@@ -173,7 +185,7 @@ func (j *job) downloaded(n int64) {
 // there is no use in going on later.
 func (j *job) leased(ctx context.Context, do func(context.Context) error) (err error) {
 	s := j.store
-	if err := s.Client.Leases.Create(ctx, j.lease, map[string]string{"sdvbox.image": j.name}); err != nil && grpc.CodeOf(err) != grpc.AlreadyExists {
+	if err := s.Client.Leases.Create(ctx, j.lease, map[string]string{leaseLabel: j.name}); err != nil && grpc.CodeOf(err) != grpc.AlreadyExists {
 		return model(err, "lease")
 	}
 	defer func() {

@@ -249,7 +249,6 @@ func (r *repository) error(err error) error {
 	kind := ctrmodel.KindOf(err)
 	var status *errcode.ErrorResponse
 	var cert *tls.CertificateVerificationError
-	var network net.Error
 	switch {
 	case kind != ctrmodel.Internal:
 		return err
@@ -261,7 +260,7 @@ func (r *repository) error(err error) error {
 			kind = ctrmodel.PermissionDenied
 		case code == http.StatusNotFound:
 			kind = ctrmodel.NotFound
-		case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= 500:
+		case unavailable(err):
 			kind = ctrmodel.Unavailable
 		default:
 			kind = ctrmodel.FailedPrecondition
@@ -272,8 +271,18 @@ func (r *repository) error(err error) error {
 		kind = ctrmodel.FailedPrecondition
 	case strings.Contains(err.Error(), http.ErrSchemeMismatch.Error()):
 		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "registry %s does not talk TLS, and is not among the insecure registries: %w", r.host, err)
-	case errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+	case unavailable(err):
 		kind = ctrmodel.Unavailable
 	}
 	return ctrmodel.Errorf(kind, "registry %s: %w", r.host, err)
+}
+
+// unavailable tells whether an error is about the way to the registry, or that it cannot for now.
+func unavailable(err error) bool {
+	var status *errcode.ErrorResponse
+	var network net.Error
+	if errors.As(err, &status) {
+		return status.StatusCode == http.StatusTooManyRequests || status.StatusCode == http.StatusRequestTimeout || status.StatusCode >= 500
+	}
+	return errors.As(err, &network) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
 }

@@ -44,6 +44,11 @@ func (j *job) space(ctx context.Context, p *parts) error {
 		}
 	}
 	free, err := s.free()
+	if err == nil && free < need && s.Used != nil {
+		if _, err = s.makeRoom(ctx, s.Used(), need); err == nil {
+			free, err = s.free()
+		}
+	}
 	if err == nil && free < need {
 		err = s.full(free, need)
 	}

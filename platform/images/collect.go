@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"sdvbox/platform/containerd"
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/grpc"
+)
+
+const (
+	abandoned = 24 * time.Hour   // when nobody has gone on with a pull for so long, nobody will
+	fresh     = 10 * time.Minute // an image that has just come is there for somebody
+)
+
+// Collect removes images that have expired, and, if the reserve of disk space is in use, others, the oldest first. An image
+// stays if its name is in used, which are those of all containers and of those to roll back to, or if there is a container's
+// file system on its layers. What pulls have left that nobody has gone on with for a day goes, too.
+func (s *Store) Collect(ctx context.Context, used map[string]bool) (removed []string, err error) {
+	if err := s.endLeases(ctx); err != nil {
+		return nil, err
+	}
+	expired := func(img *containerd.Image) bool {
+		return s.Expiry > 0 && s.now().Sub(img.Created.Time()) >= s.Expiry
+	}
+	removed, err = s.removeUnused(ctx, used, expired)
+	if err != nil {
+		return removed, err
+	}
+	more, err := s.makeRoom(ctx, used, 0)
+	return append(removed, more...), err
+}
+
+// makeRoom removes images that nobody uses until so many bytes are free.
+func (s *Store) makeRoom(ctx context.Context, used map[string]bool, need int64) (removed []string, err error) {
+	return s.removeUnused(ctx, used, func(img *containerd.Image) bool {
+		free, err := s.free()
+		return err == nil && free < need && s.now().Sub(img.Updated.Time()) >= fresh
+	})
+}
+
+// removeUnused goes through the images that nobody uses, the oldest first, and removes those that have to go.
+func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes func(*containerd.Image) bool) (removed []string, err error) {
+	all, err := s.Client.Images.List(ctx)
+	if err != nil {
+		return nil, model(err, "list of images")
+	}
+	snapshots, err := s.Client.Snapshots.List(ctx)
+	if err != nil {
+		return nil, model(err, "list of snapshots")
+	}
+	parents := map[string]bool{}
+	for _, sn := range snapshots {
+		if sn.Kind != containerd.Committed {
+			parents[sn.Parent] = true
+		}
+	}
+	slices.SortFunc(all, func(a, b *containerd.Image) int { return a.Created.Time().Compare(b.Created.Time()) })
+	for _, stored := range all {
+		if used[stored.Name] || !goes(stored) {
+			continue
+		}
+		img, _, err := s.read(ctx, stored)
+		if err != nil && ctrmodel.KindOf(err) == ctrmodel.Unavailable {
+			return removed, err
+		}
+		if parents[img.ChainID] && img.ChainID != "" {
+			continue
+		}
+		unlock, _ := s.locks.try("image " + stored.Name)
+		if unlock == nil { // somebody is about to use it
+			continue
+		}
+		err = s.Client.Images.Delete(ctx, stored.Name, true)
+		unlock()
+		if err != nil && grpc.CodeOf(err) != grpc.NotFound {
+			return removed, model(err, "image %s", stored.Name)
+		}
+		s.Log.Info("removed an image that nothing uses", "image", stored.Name)
+		removed = append(removed, stored.Name)
+	}
+	return removed, nil
+}
+
+// endLeases ends the leases of pulls that nobody has gone on with.
+func (s *Store) endLeases(ctx context.Context) error {
+	leases, err := s.Client.Leases.List(ctx)
+	if err != nil {
+		return model(err, "list of leases")
+	}
+	var failed []error
+	for _, l := range leases {
+		if !strings.HasPrefix(l.ID, leasePrefix) || s.now().Sub(l.Created.Time()) < abandoned {
+			continue
+		}
+		if unlock, _ := s.locks.try("image " + l.Labels[leaseLabel]); unlock != nil {
+			if err := s.Client.Leases.Delete(ctx, l.ID, true); err != nil && grpc.CodeOf(err) != grpc.NotFound {
+				failed = append(failed, model(err, "lease %s", l.ID))
+			}
+			unlock()
+		}
+	}
+	return errors.Join(failed...)
+}
