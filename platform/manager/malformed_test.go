@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"sdvbox/platform/orchestrator"
+	"sdvbox/platform/schema"
 	"sdvbox/platform/updateproto"
 	"sdvbox/testing/agents"
 )
@@ -46,6 +47,30 @@ func junk() []string {
 		list = append(list, u.data)
 	}
 	return list
+}
+
+// A desired state that is just small enough to be valid is not too big for the orchestrator.
+func TestTheLargestDesiredStateIsTaken(t *testing.T) {
+	t.Parallel()
+	r := start(t, nil)
+	r.both()
+	m := agents.Watch(t, r.broker.URL(), "vehicle")
+	message := func(id string, size int) []byte {
+		return fmt.Appendf(nil, `{"activityId":%q,"payload":{"domains":[{"id":"containers","config":[{"key":"k","value":%q}],"components":[{"id":"app","version":"2"}]}]}}`,
+			id, strings.Repeat("x", size))
+	}
+	size := updateproto.MaxDesiredState
+	for schema.Validate("desiredstate", message("", size)) != nil {
+		size--
+	}
+	m.PublishRaw("vehicleupdate/desiredstate", message("big", size+1))
+	if end := m.End("big", patience); end.Status != "IDENTIFICATION_FAILED" || !strings.Contains(end.Message, "262144 bytes, expected at most 262143") {
+		t.Errorf("too big: ended as %+v", end)
+	}
+	m.PublishRaw("vehicleupdate/desiredstate", message("fits", size))
+	if end := m.End("fits", patience); end.Status != "COMPLETED" {
+		t.Errorf("%d bytes: ended as %+v", len(message("", size)), end)
+	}
 }
 
 func TestNoMessageEndsTheManagerAndEachDesiredStateIsAnswered(t *testing.T) {

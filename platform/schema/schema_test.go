@@ -243,6 +243,8 @@ func TestFaultsAreNamed(t *testing.T) {
 		})},
 		// What only the decoder knows:
 		{"desiredstate", `{"payload":{"baselines":[{"title":"t","components":["nav"]}],"domains":[{"id":"d"}]}}`, []string{`payload.baselines[0].components[0]: "nav", expected DOMAIN:COMPONENT`}},
+		{"desiredstate", `{"payload":{"domains":[{"id":"d","config":[{"key":"k","value":"` + strings.Repeat("x", updateproto.MaxDesiredState) + `"}]}]}}`, []string{
+			"payload: 262219 bytes, expected at most 262143"}},
 		{"currentstate/get", `{"activityId":"\u0007"}`, []string{"activityId: contains a control character"}},
 		{"safetoreboot", `{"payload":{"safe":true,"x":` + strings.Repeat("[", 40) + strings.Repeat("]", 40) + `}}`, []string{"message is nested more than 32 levels deep"}},
 

@@ -14,13 +14,17 @@ const (
 	MaxDomains   = 128
 	MaxBaselines = 128
 	MaxName      = 256 // bytes of the id of a domain and of the title of a baseline
+
+	// MaxDesiredState is in bytes of JSON, without spaces and without members
+	// that nobody reads: as it is kept until the update has ended.
+	MaxDesiredState = 256<<10 - 1
 )
 
-// DecodeDesiredState decodes a desired state and checks that everything in it
-// can be told apart and answered for: domains, components and settings have
-// names, baselines are made of DOMAIN:COMPONENT. Of several entries for one
-// domain the last one counts. No domains at all and a missing activity id are
-// for the caller to judge.
+// DecodeDesiredState decodes a desired state and checks that it can be kept,
+// and that everything in it can be told apart and answered for: domains,
+// components and settings have names, baselines are made of DOMAIN:COMPONENT.
+// Of several entries for one domain the last one counts. No domains at all and
+// a missing activity id are for the caller to judge.
 //
 // The activity id is returned whenever it can be read, as Decode does.
 func DecodeDesiredState(data []byte) (activityID string, ds DesiredState, err error) {
@@ -51,6 +55,11 @@ func (e Envelope) DesiredState() (DesiredState, error) {
 		}
 	}
 	ds.Domains = domains
+	if raw, err := marshal(ds); err != nil {
+		return DesiredState{}, err
+	} else if len(raw) > MaxDesiredState {
+		return DesiredState{}, fmt.Errorf("payload: %d bytes, expected at most %d", len(raw), MaxDesiredState)
+	}
 	return ds, nil
 }
 

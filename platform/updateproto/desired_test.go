@@ -13,6 +13,12 @@ import (
 func TestFaultsOfADesiredStateAreNamed(t *testing.T) {
 	many := func(n int, entry string) string { return "[" + strings.Repeat(entry+",", n-1) + entry + "]" }
 	long := strings.Repeat("x", MaxName)
+	sized := func(n int) string { // n bytes without the spaces
+		text := func(value string) string {
+			return `{"domains":[{"id":"d","config":[{"key":"k","value":"` + value + `"}],"components":null}]}`
+		}
+		return strings.Repeat(" ", MaxDesiredState) + text(strings.Repeat("<", n-len(text(""))))
+	}
 	for _, test := range []struct{ payload, err string }{
 		{`{}`, ""},
 		{`{"domains":[]}`, ""},
@@ -40,6 +46,8 @@ func TestFaultsOfADesiredStateAreNamed(t *testing.T) {
 		{`{"baselines":[{"title":"t","components":[":c"]}]}`, `payload.baselines[0].components[0]: ":c", expected DOMAIN:COMPONENT`},
 		{`{"baselines":` + many(MaxBaselines+1, `{"title":"t"}`) + `}`, "payload.baselines: 129 entries, expected at most 128"},
 		{`null`, "payload: missing"},
+		{sized(MaxDesiredState), ""},
+		{sized(MaxDesiredState + 1), "payload: 262144 bytes, expected at most 262143"},
 	} {
 		id, ds, err := DecodeDesiredState([]byte(`{"activityId":"a","payload":` + test.payload + `}`))
 		wantError(t, test.payload, err, test.err)
