@@ -76,8 +76,7 @@ func (m *machine) Images(ctx context.Context) (list []ctrmodel.StoredImage, err 
 }
 
 func (m *machine) Collect(ctx context.Context, used map[string]bool) error {
-	var removed []string
-	var err error
+	removed, err := m.Parts.Images.Collect(ctx, used)
 	if len(removed) > 0 {
 		m.Log.Info("removed images that were not used for long", "images", removed)
 	}
