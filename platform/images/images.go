@@ -77,6 +77,7 @@ type Store struct {
 	platforms []v1.Platform // best first
 	locks     locks
 	now       func() time.Time
+	available func() (int64, error)
 
 	mu         sync.Mutex
 	registries map[string]Registry
@@ -101,7 +102,8 @@ func New(c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{Config: c, platforms: platforms, now: time.Now}
+	s := &Store{Config: c, platforms: platforms, now: time.Now,
+		available: func() (int64, error) { return available(c.Root) }}
 	s.SetRegistries(c.Registries, c.Insecure)
 	return s, nil
 }

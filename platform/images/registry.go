@@ -39,7 +39,9 @@ type repository struct {
 // parseRef takes an image name apart. Without tag and digest it is the tag latest.
 func parseRef(name string) (registry.Reference, error) {
 	ref, err := registry.ParseReference(name)
-	if err == nil && !strings.ContainsAny(ref.Registry, ".:") && ref.Registry != "localhost" {
+	if err == nil && strings.HasSuffix(name, ":") {
+		err = errors.New("the tag is empty")
+	} else if err == nil && !strings.ContainsAny(ref.Registry, ".:") && ref.Registry != "localhost" {
 		err = fmt.Errorf("%q is not a registry", ref.Registry)
 	}
 	if err != nil {

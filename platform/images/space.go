@@ -18,14 +18,23 @@ import (
 
 // free is how many bytes may still be written where containerd keeps its data. Less than none: the reserve is in use.
 func (s *Store) free() (int64, error) {
+	n, err := s.available()
+	if err != nil {
+		return 0, ctrmodel.Errorf(ctrmodel.Internal, "free space: %w", err)
+	}
+	return n - s.Reserve, nil
+}
+
+// available is how many bytes are free on the file system of the directory.
+func available(dir string) (int64, error) {
 	var st unix.Statfs_t
-	switch err := unix.Statfs(s.Root, &st); {
-	case errors.Is(err, fs.ErrNotExist): // a containerd that was told to keep them elsewhere
+	switch err := unix.Statfs(dir, &st); {
+	case errors.Is(err, fs.ErrNotExist): // a containerd that was told to keep its data elsewhere
 		return math.MaxInt64, nil
 	case err != nil:
-		return 0, ctrmodel.Errorf(ctrmodel.Internal, "free space: %w", &os.PathError{Op: "statfs", Path: s.Root, Err: err})
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	return int64(st.Bavail)*st.Bsize - s.Reserve, nil
+	return int64(st.Bavail) * st.Bsize, nil
 }
 
 // space makes sure that there is space for what has still to come.

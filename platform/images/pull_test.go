@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	digests "github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"sdvbox/platform/ctrmodel"
+)
+
+// app is the layer of newImage that is large.
+func app(seed uint64) digests.Digest { return digests.FromBytes(newLayer("app", 3<<20, seed).packed) }
+
+func isBlob(r *http.Request, d digests.Digest) bool {
+	return strings.HasSuffix(r.URL.Path, "/blobs/"+d.String())
+}
+
+// cut sends the first bytes of an answer that has more.
+func cut(w http.ResponseWriter, data []byte, n int) {
+	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+	w.Write(data[:n])
+	w.(http.Flusher).Flush()
+}
+
+func TestAPullGoesOnWhereItWas(t *testing.T) {
+	r := startRegistry(t, false)
+	s, d := start(t, func(c *Config) { c.Patience = 30 * time.Second })
+	ref := r.push(t, newImage(1), "app:1")
+	data := newLayer("app", 3<<20, 1).packed
+	var ranges []string
+	var mu sync.Mutex
+	broken := r.between(t, func(w http.ResponseWriter, req *http.Request) bool {
+		if !isBlob(req, app(1)) {
+			return true
+		}
+		mu.Lock()
+		ranges = append(ranges, req.Header.Get("Range"))
+		n := len(ranges)
+		mu.Unlock()
+		switch n {
+		case 1: // the connection breaks
+			cut(w, data, 1<<20)
+			panic(http.ErrAbortHandler)
+		case 2: // a registry that knows no ranges, and stalls
+			cut(w, data, 2<<20)
+			<-req.Context().Done()
+			return false
+		case 3: // containerd dies
+			go func() {
+				d.Kill()
+				d.Run()
+			}()
+		case 4:
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return false
+		}
+		return true
+	})
+	img := must(s.Pull(t.Context(), broken.at(ref), nil))(t)
+	if got := files(t, s, img); got["app"] != 3<<20 {
+		t.Errorf("files %v", got)
+	}
+	if len(ranges) < 3 || ranges[0] != "" || !strings.HasPrefix(ranges[1], "bytes=1") || !strings.HasPrefix(ranges[2], "bytes=20") {
+		t.Errorf("asked for %q", ranges)
+	}
+}
+
+func TestAPullThatIsGivenUpIsGoneOnWithByTheNext(t *testing.T) {
+	r := startRegistry(t, false)
+	s, _ := start(t)
+	ref := r.push(t, newImage(1), "app:1")
+	data := newLayer("app", 3<<20, 1).packed
+	var half atomic.Bool
+	var ranged atomic.Value
+	half.Store(true)
+	broken := r.between(t, func(w http.ResponseWriter, req *http.Request) bool {
+		if !isBlob(req, app(1)) {
+			return true
+		}
+		ranged.Store(req.Header.Get("Range"))
+		if half.Load() {
+			cut(w, data, 2<<20)
+			<-req.Context().Done()
+			return false
+		}
+		return true
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	_, err := s.Pull(ctx, broken.at(ref), nil)
+	expect(t, err, ctrmodel.DeadlineExceeded)
+	collectGarbage(t, s)
+
+	other := must(New(s.Config))(t) // an agent that has been started again
+	half.Store(false)
+	img := must(other.Pull(t.Context(), broken.at(ref), nil))(t)
+	if got := ranged.Load(); got == "" {
+		t.Error("began anew")
+	}
+	if got := files(t, s, img); got["app"] != 3<<20 {
+		t.Errorf("files %v", got)
+	}
+
+	// One that nobody goes on with is thrown away.
+	ok(t, s.Remove(t.Context(), img.Ref))
+	half.Store(true)
+	ctx, cancel = context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	_, err = s.Pull(ctx, broken.at(ref), nil)
+	expect(t, err, ctrmodel.DeadlineExceeded)
+	must(s.Collect(t.Context(), nil))(t)
+	if len(must(s.Client.Leases.List(t.Context()))(t)) != 1 {
+		t.Error("thrown away too early")
+	}
+	s.now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+	must(s.Collect(t.Context(), nil))(t)
+	nothing(t, s)
+}
+
+func TestRegistriesThatMisbehave(t *testing.T) {
+	r := startRegistry(t, false)
+	s, _ := start(t)
+	ref := r.push(t, newImage(1), "app:1")
+	data := newLayer("app", 3<<20, 1).packed
+	wrong := append([]byte("x"), data[1:]...)
+	answer := func(path string, f func(w http.ResponseWriter)) func(http.ResponseWriter, *http.Request) bool {
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if strings.Contains(r.URL.Path, path) {
+				f(w)
+				return false
+			}
+			return true
+		}
+	}
+	manifest := func(mediaType, text string) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", mediaType)
+			w.Write([]byte(text))
+		}
+	}
+	config := `{"mediaType":"application/vnd.oci.image.config.v1+json","size":2,"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}`
+	layer := func(mediaType, digest string, size int) string {
+		return fmt.Sprintf(`{"config":%s,"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`, config, mediaType, digest, size)
+	}
+	const good = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+	for _, test := range []struct {
+		name   string
+		change func(http.ResponseWriter, *http.Request) bool
+		kind   ctrmodel.Kind
+		words  string
+	}{
+		{"wrong blob", answer(app(1).String(), func(w http.ResponseWriter) { w.Write(wrong) }), ctrmodel.FailedPrecondition, app(1).String()},
+		{"long blob", answer(app(1).String(), func(w http.ResponseWriter) { cut(w, append(data, 1), len(data)) }), ctrmodel.FailedPrecondition, "expected"},
+		{"no blob", answer(app(1).String(), func(w http.ResponseWriter) { w.WriteHeader(404) }), ctrmodel.NotFound, "404"},
+		{"silence", answer(app(1).String(), func(w http.ResponseWriter) { time.Sleep(1200 * time.Millisecond) }), ctrmodel.Unavailable, "silent for 1s"},
+		{"broken for ever", answer("/manifests/", func(w http.ResponseWriter) { w.WriteHeader(500) }), ctrmodel.Unavailable, "500"},
+		{"forbidden", answer("/manifests/", func(w http.ResponseWriter) { w.WriteHeader(403) }), ctrmodel.PermissionDenied, "403"},
+		{"unknown", answer("/manifests/", func(w http.ResponseWriter) { w.WriteHeader(404) }), ctrmodel.NotFound, "404"},
+		{"a page", answer("/manifests/", manifest("text/html", "<html>")), ctrmodel.FailedPrecondition, "text/html"},
+		{"no JSON", answer("/manifests/", manifest(v1.MediaTypeImageManifest, "<html>")), ctrmodel.FailedPrecondition, "manifest"},
+		{"nothing in it", answer("/manifests/", manifest(v1.MediaTypeImageManifest, "{}")), ctrmodel.FailedPrecondition, "not an image"},
+		{"lie about the digest", answer("/manifests/", func(w http.ResponseWriter) {
+			w.Header().Set("Docker-Content-Digest", good)
+			manifest(v1.MediaTypeImageManifest, "{ }")(w)
+		}), ctrmodel.FailedPrecondition, good},
+		{"endless", answer("/manifests/", manifest(v1.MediaTypeImageManifest, strings.Repeat(" ", 5<<20))), ctrmodel.FailedPrecondition, "longer"},
+		{"path as digest", answer("/manifests/", manifest(v1.MediaTypeImageManifest, layer(v1.MediaTypeImageLayer, "sha256:../../../etc/passwd", 1))), ctrmodel.FailedPrecondition, "not a SHA-256"},
+		{"negative size", answer("/manifests/", manifest(v1.MediaTypeImageManifest, layer(v1.MediaTypeImageLayer, good, -1))), ctrmodel.FailedPrecondition, "size -1"},
+		{"encrypted", answer("/manifests/", manifest(v1.MediaTypeImageManifest, layer(v1.MediaTypeImageLayerGzip+"+encrypted", good, 2))), ctrmodel.FailedPrecondition, "encrypted"},
+		{"other thing", answer("/manifests/", manifest(v1.MediaTypeImageManifest, layer("application/x-chart", good, 2))), ctrmodel.FailedPrecondition, "application/x-chart"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			name := r.between(t, test.change).at(ref)
+			begin := time.Now()
+			_, err := s.Pull(t.Context(), name, nil)
+			expect(t, err, test.kind, test.words, name)
+			if took := time.Since(begin); took > 8*time.Second {
+				t.Errorf("took %v", took)
+			}
+			s.now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+			must(s.Collect(t.Context(), nil))(t)
+			nothing(t, s)
+		})
+	}
+}
+
+func TestALayerThatIsNotWhatTheImageSaysIsNotUnpacked(t *testing.T) {
+	r := startRegistry(t, false)
+	s, _ := start(t)
+	m := &image{blobs: map[digests.Digest][]byte{}}
+	l := newLayer("app", 1000, 1)
+	l.plain = append(l.plain, 0)
+	m.manifest(here, v1.ImageConfig{}, newLayer("base", 1000, 0), l)
+	_, err := s.Pull(t.Context(), r.push(t, m, "app:1"), nil)
+	expect(t, err, ctrmodel.FailedPrecondition, "is unpacked", "but the image says")
+	nothing(t, s)
+
+	m.manifest(here, v1.ImageConfig{}, layer{[]byte("no tar"), []byte("no gzip")})
+	_, err = s.Pull(t.Context(), r.push(t, m, "app:2"), nil)
+	expect(t, err, ctrmodel.Internal, "cannot unpack layer "+digests.FromString("no gzip").String())
+	nothing(t, s)
+}
+
+func TestTheDigestOfANameIsWhatIsPulled(t *testing.T) {
+	r := startRegistry(t, false)
+	s, _ := start(t)
+	one, two := newImage(1), newImage(2)
+	ref := r.push(t, one, "app:1")
+	r.push(t, two, "app:1")
+	for _, name := range []string{ref + "@" + one.root.Digest.String(), strings.TrimSuffix(ref, ":1") + "@" + one.root.Digest.String()} {
+		if img := must(s.Pull(t.Context(), name, nil))(t); img.Digest != one.root.Digest.String() || img.Ref != name {
+			t.Errorf("%s is %+v", name, img)
+		}
+	}
+	liar := r.between(t, func(w http.ResponseWriter, req *http.Request) bool {
+		req.URL.Path = strings.ReplaceAll(req.URL.Path, one.root.Digest.String(), two.root.Digest.String())
+		return true
+	})
+	_, err := s.Pull(t.Context(), liar.at(ref)+"@"+one.root.Digest.String(), nil)
+	expect(t, err, ctrmodel.FailedPrecondition, one.root.Digest.String(), two.root.Digest.String())
+}
+
+func TestThePlatformIsChosen(t *testing.T) {
+	r := startRegistry(t, false)
+	m := &image{blobs: map[digests.Digest][]byte{}}
+	var index v1.Index
+	index.Versioned, index.MediaType = specs.Versioned{SchemaVersion: 2}, v1.MediaTypeImageIndex
+	for i, p := range []v1.Platform{{OS: "linux", Architecture: "arm", Variant: "v6"}, {OS: "linux", Architecture: "arm64"}, {OS: "linux", Architecture: "386"},
+		{OS: "linux", Architecture: "arm", Variant: "v7"}, {OS: "unknown", Architecture: "unknown"}} {
+		index.Manifests = append(index.Manifests, m.manifest(p, v1.ImageConfig{User: name(p)}, newLayer("x", 10, uint64(i))))
+	}
+	m.root = m.json(v1.MediaTypeImageIndex, index)
+	ref := r.push(t, m, "many:1")
+	s, _ := start(t)
+	for platform, want := range map[string]string{"linux/arm64": "linux/arm64", "linux/arm/v7": "linux/arm/v7", "linux/arm": "linux/arm/v7",
+		"linux/arm/v6": "linux/arm/v6", "linux/amd64": "linux/386", "linux/arm/v8": "linux/arm/v7"} {
+		config := s.Config
+		config.Platform = platform
+		on := must(New(config))(t)
+		if img := must(on.Refresh(t.Context(), ref, nil))(t); img.Config.User != want || img.Digest != m.root.Digest.String() {
+			t.Errorf("%s gets %s", platform, img.Config.User)
+		}
+		collectGarbage(t, on)
+		must(on.Get(t.Context(), ref))(t)
+	}
+	config := s.Config
+	config.Platform = "linux/riscv64"
+	on := must(New(config))(t)
+	_, err := on.Refresh(t.Context(), ref, nil)
+	expect(t, err, ctrmodel.FailedPrecondition, "linux/riscv64", "linux/386", "linux/arm64")
+	single := &image{blobs: map[digests.Digest][]byte{}}
+	single.manifest(v1.Platform{OS: "linux", Architecture: "s390x"}, v1.ImageConfig{}, newLayer("x", 10, 1))
+	_, err = s.Pull(t.Context(), r.push(t, single, "single:1"), nil)
+	expect(t, err, ctrmodel.FailedPrecondition, "linux/s390x")
+	if _, err := New(Config{Platform: "amd64"}); err == nil {
+		t.Error("amd64 is not a platform")
+	}
+}
+
+func TestManyPullAtOnce(t *testing.T) {
+	r := startRegistry(t, false)
+	s, _ := start(t)
+	var blobs atomic.Int32
+	counting := r.between(t, func(_ http.ResponseWriter, req *http.Request) bool {
+		if strings.Contains(req.URL.Path, "/blobs/") {
+			blobs.Add(1)
+		}
+		return true
+	})
+	var refs []string
+	for seed := range uint64(3) {
+		refs = append(refs, counting.at(r.push(t, newImage(seed), fmt.Sprintf("app:%d", seed))))
+	}
+	var wait sync.WaitGroup
+	for i := range 12 {
+		wait.Go(func() {
+			if img, err := s.Pull(t.Context(), refs[i%3], nil); err != nil || img.Config.Env[0] != fmt.Sprintf("SEED=%d", i%3) {
+				t.Errorf("%v, image %+v", err, img)
+			}
+		})
+	}
+	wait.Wait()
+	if n := blobs.Load(); n != 3*2+1 { // configuration and layer of each, and the base of all
+		t.Errorf("asked for %d blobs, expected 7", n)
+	}
+	collectGarbage(t, s)
+	for _, ref := range refs {
+		img := must(s.Get(t.Context(), ref))(t)
+		if got := files(t, s, img); len(got) != 2 {
+			t.Errorf("files %v", got)
+		}
+	}
+}
+
+func TestWithoutSpaceNothingIsLeft(t *testing.T) {
+	r := startRegistry(t, false)
+	s, _ := start(t)
+	ref := r.push(t, newImage(1), "app:1")
+	var available atomic.Int64
+	s.available = func() (int64, error) { return available.Load(), nil }
+	s.Reserve = 1 << 30
+	available.Store(s.Reserve + 6<<20) // enough for the layers, not for what they become
+	_, err := s.Pull(t.Context(), ref, nil)
+	expect(t, err, ctrmodel.ResourceExhausted, "not enough space", "reserve")
+	nothing(t, s)
+
+	// It gets short on the way.
+	available.Store(2 * s.Reserve)
+	slow := r.between(t, func(w http.ResponseWriter, req *http.Request) bool {
+		if isBlob(req, app(1)) {
+			available.Store(s.Reserve - 1)
+			cut(w, newLayer("app", 3<<20, 1).packed, 1<<20)
+			<-req.Context().Done()
+			return false
+		}
+		return true
+	})
+	_, err = s.Pull(t.Context(), slow.at(ref), nil)
+	expect(t, err, ctrmodel.ResourceExhausted, "not enough space")
+	nothing(t, s)
+}
+
+func TestAFullDiskLeavesNothing(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("a disk of its own needs root")
+	}
+	r := startRegistry(t, false)
+	m := &image{blobs: map[digests.Digest][]byte{}}
+	var plain, packed bytes.Buffer // much that is packed well
+	w := tar.NewWriter(&plain)
+	ok(t, w.WriteHeader(&tar.Header{Name: "zeros", Mode: 0o644, Size: 64 << 20}))
+	must(w.Write(make([]byte, 64<<20)))(t)
+	ok(t, w.Close())
+	z := gzip.NewWriter(&packed)
+	must(z.Write(plain.Bytes()))(t)
+	ok(t, z.Close())
+	m.manifest(here, v1.ImageConfig{}, newLayer("base", 1000, 0), layer{plain.Bytes(), packed.Bytes()})
+	ref := r.push(t, m, "zeros:1")
+
+	disk := t.TempDir()
+	ok(t, unix.Mount("disk", disk, "tmpfs", 0, "size=32m"))
+	t.Cleanup(func() { unix.Unmount(disk, unix.MNT_DETACH) })
+	t.Setenv("TMPDIR", disk)
+	s, _ := start(t)
+	s.available = func() (int64, error) { return 1 << 30, nil } // so that it is a surprise
+	_, err := s.Pull(t.Context(), ref, nil)
+	expect(t, err, ctrmodel.ResourceExhausted, "no space left")
+	nothing(t, s)
+	small := r.push(t, newImage(1), "app:1")
+	must(s.Pull(t.Context(), small, nil))(t)
+}
+
+func TestImagesThatNothingUsesGo(t *testing.T) {
+	r := startRegistry(t, false)
+	s, _ := start(t, func(c *Config) { c.Expiry = 24 * time.Hour })
+	ctx := t.Context()
+	var refs []string
+	for seed := range uint64(4) {
+		img := must(s.Pull(ctx, r.push(t, newImage(seed), fmt.Sprintf("app:%d", seed)), nil))(t)
+		refs = append(refs, img.Ref)
+	}
+	img := must(s.Get(ctx, refs[1]))(t)
+	must(s.Client.Snapshots.Prepare(ctx, "c-snapshot", img.ChainID, map[string]string{"containerd.io/gc.root": "test"}))(t)
+	used := map[string]bool{refs[0]: true}
+	gone := func(want ...string) {
+		t.Helper()
+		removed := must(s.Collect(ctx, used))(t)
+		if fmt.Sprint(removed) != fmt.Sprint(want) {
+			t.Errorf("removed %q, expected %q", removed, want)
+		}
+	}
+	gone()
+	s.now = func() time.Time { return time.Now().Add(23 * time.Hour) }
+	gone()
+	unlock := must(s.locks.lock(ctx, "image "+refs[3]))(t)
+	s.now = func() time.Time { return time.Now().Add(24 * time.Hour) }
+	gone(refs[2]) // the others are used: by name, by a snapshot, by a pull
+	unlock()
+	s.now = time.Now
+	s.Expiry = 0
+	available := int64(-1)
+	s.available = func() (int64, error) { return available, nil }
+	gone() // there is no space, but it has just come
+	s.now = func() time.Time { return time.Now().Add(11 * time.Minute) }
+	gone(refs[3])
+	gone()
+	for _, ref := range refs[:2] {
+		if got := files(t, s, must(s.Get(ctx, ref))(t)); len(got) != 2 {
+			t.Errorf("%s has the files %v", ref, got)
+		}
+	}
+
+	// A pull that needs space makes room.
+	available = 1 << 30
+	third := must(s.Pull(ctx, refs[2], nil))(t)
+	s.Used = func() map[string]bool { return used }
+	available = 5 << 20
+	_, err := s.Pull(ctx, refs[3], nil)
+	expect(t, err, ctrmodel.ResourceExhausted) // it is not enough, but the try was worth it
+	_, err = s.Get(ctx, third.Ref)
+	expect(t, err, ctrmodel.NotFound)
+}
+
+func TestTLSOfARegistry(t *testing.T) {
+	r := startRegistry(t, false)
+	s, _ := start(t)
+	ref := r.push(t, newImage(1), "app:1")
+	secure := httptest.NewUnstartedServer(httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.host}))
+	secure.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	secure.StartTLS()
+	defer secure.Close()
+	ca := t.TempDir() + "/ca.crt"
+	ok(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}), 0o600))
+	host := strings.TrimPrefix(secure.URL, "https://")
+	name := (&server{host: host}).at(ref)
+
+	s.SetRegistries(map[string]Registry{host: {Transport: Transport{RootCA: ca + ".missing"}}}, nil)
+	_, err := s.Pull(t.Context(), name, nil)
+	expect(t, err, ctrmodel.FailedPrecondition, ca+".missing")
+	other := t.TempDir() + "/other.crt"
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der := must(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))(t)
+	ok(t, os.WriteFile(other, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	s.SetRegistries(map[string]Registry{host: {Transport: Transport{RootCA: other}}}, nil)
+	_, err = s.Pull(t.Context(), name, nil)
+	expect(t, err, ctrmodel.FailedPrecondition, "certificate")
+	s.SetRegistries(map[string]Registry{host: {Transport: Transport{RootCA: ca}}}, nil)
+	img := must(s.Pull(t.Context(), name, nil))(t)
+	ok(t, s.Remove(t.Context(), img.Ref))
+
+	s.SetRegistries(nil, []string{"127.0.0.1"}) // TLS that is not verified
+	must(s.Pull(t.Context(), name, nil))(t)
+	// HTTP where TLS is expected is not fallen back to.
+	s.SetRegistries(map[string]Registry{r.host: {Transport: Transport{RootCA: ca}}}, nil)
+	_, err = s.Pull(t.Context(), ref, nil)
+	expect(t, err, ctrmodel.FailedPrecondition, "does not talk TLS")
+}
+
+func TestARegistryWithTokens(t *testing.T) {
+	r := startRegistry(t, false)
+	s, _ := start(t)
+	ref := r.push(t, newImage(1), "app:1")
+	var host string
+	guarded := r.between(t, func(w http.ResponseWriter, req *http.Request) bool {
+		if req.URL.Path == "/token" {
+			if u, p, _ := req.BasicAuth(); u != user || p != password {
+				w.WriteHeader(401)
+			} else if scope := req.URL.Query().Get("scope"); scope != "repository:app:pull" {
+				w.WriteHeader(400)
+			} else {
+				w.Write([]byte(`{"token":"t1"}`))
+			}
+			return false
+		}
+		if req.Header.Get("Authorization") != "Bearer t1" {
+			w.Header().Set("Www-Authenticate", `Bearer realm="http://`+host+`/token",service="test"`)
+			w.WriteHeader(401)
+			return false
+		}
+		return true
+	})
+	host = guarded.host
+	_, err := s.Pull(t.Context(), guarded.at(ref), nil)
+	expect(t, err, ctrmodel.Unauthenticated)
+	s.SetRegistries(map[string]Registry{host: {Credentials: Credentials{user, password}}}, nil)
+	must(s.Pull(t.Context(), guarded.at(ref), nil))(t)
+}
+
+func TestWhatIsNotThere(t *testing.T) {
+	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	closed := l.Addr().String()
+	l.Close()
+	s, d := start(t)
+	_, err := s.Pull(t.Context(), closed+"/app:1", nil)
+	expect(t, err, ctrmodel.Unavailable, closed)
+	for _, name := range []string{"", "busybox", "team/app:1", "registry.example/", "registry.example/App:1", "registry.example/app:", "registry.example/a@sha256:1", "registry.example/a b"} {
+		_, err := s.Pull(t.Context(), name, nil)
+		expect(t, err, ctrmodel.InvalidArgument, "image name")
+	}
+	d.Kill()
+	for _, f := range []func() error{
+		func() error { _, err := s.Pull(t.Context(), closed+"/app:1", nil); return err },
+		func() error { _, err := s.Get(t.Context(), closed+"/app:1"); return err },
+		func() error { _, err := s.List(t.Context()); return err },
+		func() error { _, err := s.Collect(t.Context(), nil); return err },
+	} {
+		expect(t, f(), ctrmodel.Unavailable)
+	}
+}
