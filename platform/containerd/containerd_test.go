@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -23,9 +24,20 @@ import (
 	"sdvbox/testing/ctrd"
 )
 
-// connect gives a client of a containerd of its own.
+// connect gives a client of a containerd of its own. In the end, no goroutine may be left.
 func connect(t testing.TB) (*Client, *ctrd.Daemon, context.Context) {
 	t.Helper()
+	before := runtime.NumGoroutine()
+	t.Cleanup(func() {
+		for range 200 {
+			if runtime.NumGoroutine() <= before {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		stacks := make([]byte, 1<<20)
+		t.Errorf("goroutines are left\n%s", stacks[:runtime.Stack(stacks, true)])
+	})
 	d := ctrd.Start(t)
 	c := New(d.Socket, "sdvbox-test")
 	t.Cleanup(func() { c.Close() })

@@ -18,6 +18,7 @@ var groups = map[string][]pkg{
 		{"e2fsprogs", "file systems of slots and data partition"},
 		{"grub-common", "grub-editenv, to compare with"},
 		{"libubootenv-tool", "fw_printenv and fw_setenv, to compare with"},
+		{"containerd", "keeps images and containers"},
 		{"runc", "runs containers"},
 		{"crun", "runs them, too"},
 		{"busybox-static", "programs in containers"},
