@@ -426,6 +426,8 @@ func (a *actor) adopt(ctx context.Context, paused bool) error {
 	return nil
 }
 
+const killTimeout = 30 * time.Second
+
 // kill ends the process and waits for that.
 func (a *actor) kill(ctx context.Context, o ctrmodel.StopOptions, paused bool) error {
 	signal, err := ctrmodel.ParseSignal(o.Signal)
@@ -437,6 +439,9 @@ func (a *actor) kill(ctx context.Context, o ctrmodel.StopOptions, paused bool) e
 		timeout = time.Duration(o.Timeout) * time.Second
 	}
 	for {
+		if signal == syscall.SIGKILL { // which nobody can ignore, but a busy machine may take its time
+			timeout = max(timeout, killTimeout)
+		}
 		if err := a.signal(ctx, signal, paused); err != nil {
 			return err
 		}

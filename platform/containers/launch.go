@@ -90,7 +90,7 @@ func (m *machine) console(c *ctrmodel.Container) (*ctrlog.Console, error) {
 	if con := m.consoles[c.ID]; con != nil {
 		return con, nil
 	}
-	cfg, err := ctrlog.ConfigOf(c, m.LogDir, filepath.Join(m.ExecDir, "fifo", c.ID), m.Log)
+	cfg, err := ctrlog.ConfigOf(c, m.LogDir, m.fifos(c.ID), m.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +101,9 @@ func (m *machine) console(c *ctrmodel.Container) (*ctrlog.Console, error) {
 	m.consoles[c.ID] = con
 	return con, nil
 }
+
+// fifos is the directory with the streams of a process.
+func (m *machine) fifos(id string) string { return filepath.Join(m.ExecDir, "fifo", id) }
 
 // endStdin returns what tells the shim that a process gets no more to read.
 func (m *machine) endStdin(id, execID string) func() error {
@@ -250,12 +253,33 @@ func (m *machine) Adopt(ctx context.Context, c *ctrmodel.Container) (int64, erro
 	}
 	con, err := m.console(c)
 	if err == nil {
+		err = m.linkStreams(c.ID, task)
+	}
+	if err == nil {
 		_, err = con.Open()
 	}
 	if err != nil { // better without its output than not at all
 		m.Log.Error("output of a container is not read", "container", c.Name, "error", err)
 	}
 	return int64(task.Pid), nil
+}
+
+// linkStreams lets a console find the streams of a process which another agent, with other directories, has left behind.
+func (m *machine) linkStreams(id string, task *containerd.Process) error {
+	dir := m.fifos(id)
+	for name, path := range map[string]string{"stdin": task.Stdin, "stdout": task.Stdout, "stderr": task.Stderr} {
+		own := filepath.Join(dir, name)
+		if path == "" || path == own {
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+		if err := os.Symlink(path, own); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *machine) Release(ctx context.Context, c *ctrmodel.Container) error {
@@ -356,7 +380,7 @@ func (m *machine) Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.Ex
 	}
 	execID := "exec-" + strings.ToLower(rand.Text())
 	con := ctrlog.New(ctrlog.Config{
-		Dir: filepath.Join(m.ExecDir, "fifo", execID), Stdin: s.Stdin != nil, TTY: o.TTY, Patient: true,
+		Dir: m.fifos(execID), Stdin: s.Stdin != nil, TTY: o.TTY, Patient: true,
 		StdinEnded: m.endStdin(c.ID, execID), Log: m.Log,
 	})
 	defer con.Close()

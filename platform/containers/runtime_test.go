@@ -261,12 +261,22 @@ func TestRealStreams(t *testing.T) {
 	id := r.running("chatty", count, func(c *ctrmodel.Container) {
 		c.HostConfig.Log.Driver = ctrmodel.LogDriver{Type: ctrmodel.LogFile, MaxFiles: 1, MaxSize: "1G"}
 	})
-	for range 3 { // what it says while nobody is there waits
+	for n := range 3 { // what it says while nobody is there waits
 		time.Sleep(50 * time.Millisecond)
-		r.restart()
+		r.stop()
+		if n == 2 { // also if the next agent is another one
+			r.parts.ExecDir += "-other"
+		}
+		r.start()
 	}
 	r.awaitStatus(id, ctrmodel.Running)
-	time.Sleep(50 * time.Millisecond)
+	lines := func() (n int) {
+		r.must(r.Logs(ctx, id, ctrmodel.LogOptions{Tail: -1}, func([]byte) error { n++; return nil }))
+		return n
+	}
+	for before := lines(); lines() < before+1000; {
+		time.Sleep(time.Millisecond)
+	}
 	r.must(r.Stop(ctx, id, ctrmodel.StopOptions{Signal: "KILL"}))
 	n := 0
 	r.must(r.Logs(ctx, id, ctrmodel.LogOptions{Tail: -1}, func(line []byte) error {
