@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -56,6 +58,25 @@ func TestManualNamesTestsThatExist(t *testing.T) {
 	}
 }
 
+func TestExitCodesAreThoseOfTheManual(t *testing.T) {
+	manual := repoFile(t, "docs/update-manager.md")
+	for _, c := range Command().Sub {
+		row := regexp.MustCompile("(?m)^\\| `" + c.Name + `\b.*\| (.*) \|$`).FindStringSubmatch(manual)
+		if row == nil {
+			t.Errorf("the manual has no exit codes of %s", c.Name)
+			continue
+		}
+		documented := regexp.MustCompile(`\b\d\b`).FindAllString(row[1], -1)
+		var known []string
+		for _, e := range c.Exit {
+			known = append(known, strconv.Itoa(e.Code))
+		}
+		if !slices.Equal(documented, known) {
+			t.Errorf("%s: the manual has exit codes %v, the help has %v", c.Name, documented, known)
+		}
+	}
+}
+
 func TestUnitsSetVariablesThatAreKnown(t *testing.T) {
 	known := map[string]bool{}
 	var walk func(reflect.Type)
@@ -71,7 +92,7 @@ func TestUnitsSetVariablesThatAreKnown(t *testing.T) {
 	walk(reflect.TypeFor[options]())
 	set := 0
 	for _, unit := range []string{
-		"applets/update-manager/update-manager.service", "broker/usr/lib/systemd/system/update-manager.service.d/broker.conf",
+		"applets/update-manager/update-manager.service", "meta-layer/recipes-connectivity/mosquitto/files/usr/lib/systemd/system/update-manager.service.d/broker.conf",
 	} {
 		for line := range strings.Lines(repoFile(t, unit)) {
 			list, ok := strings.CutPrefix(line, "Environment=")

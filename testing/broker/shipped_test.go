@@ -55,7 +55,7 @@ func startShipped(t *testing.T) shipped {
 		must(err)
 		return string(text)
 	}
-	must(os.CopyFS(s.config, os.DirFS("../../broker/etc/mosquitto")))
+	must(os.CopyFS(s.config, os.DirFS("../../meta-layer/recipes-connectivity/mosquitto/files/etc/mosquitto")))
 	must(os.WriteFile(filepath.Join(s.config, "acl"), []byte(read("acl")+"\nuser tester\ntopic readwrite #\n"), 0o600))
 	must(os.Mkdir(data, 0o700))
 	s.setup(run)
@@ -65,10 +65,11 @@ func startShipped(t *testing.T) shipped {
 			return "listener " + port + " " + host
 		}
 		text := replace(t, read("mosquitto.conf"), map[string]string{
-			"listener 1883 127.0.0.1":           listener(addr),
 			"/data/mosquitto/":                  data + "/",
 			"/run/sdvbox-broker/":               run + "/",
 			"include_dir /etc/mosquitto/conf.d": "",
+		}) + replace(t, read("conf.d/device.conf"), map[string]string{
+			"listener 1883 127.0.0.1": listener(addr),
 		}) + replace(t, read("conf.d/network.conf"), map[string]string{
 			"listener 8883":       listener(s.network),
 			"/run/sdvbox-broker/": run + "/",
@@ -84,7 +85,7 @@ func startShipped(t *testing.T) shipped {
 // setup does what happens before each start of mosquitto, or makes a client's certificate.
 func (s shipped) setup(run string, args ...string) {
 	s.tb.Helper()
-	cmd := exec.Command("../../broker/usr/lib/sdvbox/broker-setup", args...)
+	cmd := exec.Command("../../meta-layer/recipes-connectivity/mosquitto/files/usr/lib/sdvbox/broker-setup", args...)
 	cmd.Env = append(os.Environ(), "SECRETS="+s.secrets, "RUN="+run, "CONFIG="+s.config)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.tb.Fatalf("broker-setup: %v\n%s", err, out)
@@ -329,7 +330,7 @@ func TestTheDaemonsGetInAsTheirDropInsSay(t *testing.T) {
 		"update-manager": {"vehicleupdate", []string{"--mqtt-conn-broker", "tcp://" + s.Addr,
 			"--cfg-file", "../../applets/update-manager/etc/update-manager/config.json", "--control-socket", filepath.Join(t.TempDir(), "s")}},
 	} {
-		text, err := os.ReadFile("../../broker/usr/lib/systemd/system/" + name + ".service.d/broker.conf")
+		text, err := os.ReadFile("../../meta-layer/recipes-connectivity/mosquitto/files/usr/lib/systemd/system/" + name + ".service.d/broker.conf")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,18 +18,18 @@ import (
 )
 
 // The tutorial of Eclipse Leda's documentation, section "Self Update Tutorial". Its addresses are those of a bridge on the
-// host; here all of it happens in the vehicle, where everybody may do it, and the server's name is known.
+// host; here all of it happens in the vehicle, whose loopback interface gets them.
 var tutorialFiles = []string{
 	"start-update-example.json", "download-command.json", "update-command.json", "activate-command.json", "cleanup-command.json",
 }
 
 const (
-	tutorialSubscribe = `mosquitto_sub -h localhost -p 1883 -t "selfupdate/#"`
-	tutorialPublish   = `mosquitto_pub -h localhost -p 1883 -t "selfupdate/desiredstate" -f start-update-example.json
-mosquitto_pub -h localhost -p 1883 -t "selfupdate/desiredstate/command" -f download-command.json
-mosquitto_pub -h localhost -p 1883 -t "selfupdate/desiredstate/command" -f update-command.json
-mosquitto_pub -h localhost -p 1883 -t "selfupdate/desiredstate/command" -f activate-command.json
-mosquitto_pub -h localhost -p 1883 -t "selfupdate/desiredstate/command" -f cleanup-command.json`
+	tutorialSubscribe = `mosquitto_sub -h 192.168.7.2 -p 1883 -t "selfupdate/#"`
+	tutorialPublish   = `mosquitto_pub -h 192.168.7.2 -p 1883 -t "selfupdate/desiredstate" -f start-update-example.json
+mosquitto_pub -h 192.168.7.2 -p 1883 -t "selfupdate/desiredstate/command" -f download-command.json
+mosquitto_pub -h 192.168.7.2 -p 1883 -t "selfupdate/desiredstate/command" -f update-command.json
+mosquitto_pub -h 192.168.7.2 -p 1883 -t "selfupdate/desiredstate/command" -f activate-command.json
+mosquitto_pub -h 192.168.7.2 -p 1883 -t "selfupdate/desiredstate/command" -f cleanup-command.json`
 	tutorialBundle = "sdv-rauc-bundle-minimal-qemux86-64.raucb"
 
 	// In the tutorial's files the update is asked for under one id and commanded under another.
@@ -56,6 +56,7 @@ func (c *car) tutorial(o *origin, bundle, version string) {
 	// The name leda-bundle-server, and a server at port 80 of it.
 	c.run(`set -e
 ip address add 192.168.7.1/32 dev lo
+ip address add 192.168.7.2/32 dev lo
 mkdir /tmp/tutorial
 sed 's/^[0-9.]* *leda-bundle-server/192.168.7.1 leda-bundle-server/' /etc/hosts >/tmp/tutorial/hosts
 mount --bind /tmp/tutorial/hosts /etc/hosts

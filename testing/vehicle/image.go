@@ -67,7 +67,7 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	broker, rootfs := filepath.Join(b.Repo, "broker"), filepath.Join(b.Repo, "testing/vehicle/rootfs")
+	broker, rootfs := filepath.Join(b.Repo, "meta-layer/recipes-connectivity/mosquitto/files"), filepath.Join(b.Repo, "testing/vehicle/rootfs")
 	sum, err := hashTree(broker, rootfs)
 	if err != nil {
 		return "", err
