@@ -98,7 +98,10 @@ func historyCommand() applet.Command {
 While the daemon runs it is asked; else its journal is read.`,
 		Args:    "[ACTIVITY]",
 		Options: func() any { return new(options) },
-		Exit:    []applet.ExitCode{{Code: exitNothing, Meaning: "no activity with this id is known"}},
+		Exit: []applet.ExitCode{
+			{Code: exitNothing, Meaning: "no activity with this id is known"},
+			{Code: exitDown, Meaning: "the daemon does not run and has left no journal"},
+		},
 		Run: func(ctx context.Context, c *applet.Call) error {
 			o := c.Options.(*options)
 			if len(c.Args) > 1 || o.Last < 0 {
