@@ -123,7 +123,6 @@ func (a *actor) look() {
 }
 
 func (a *actor) loop(ctx context.Context) {
-	settle := &order{rank: starting, run: (*actor).keep}
 	for {
 		var ended <-chan struct{}
 		if a.proc != nil && !a.stuck {
@@ -133,7 +132,7 @@ func (a *actor) loop(ctx context.Context) {
 		if a.timer != nil {
 			due = a.timer.C
 		}
-		next := settle
+		next := &order{rank: starting, run: (*actor).keep}
 		select {
 		case next = <-a.orders:
 		case <-ended:
@@ -190,6 +189,9 @@ func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
 		switch step {
 		case Prepare:
 			err = a.e.backend.Prepare(ctx, &a.rec.Container)
+			if err != nil && ctrmodel.KindOf(err) != ctrmodel.Unavailable {
+				err = notLaunched{err}
+			}
 		case Adopt:
 			err = a.adopt(ctx, is.Task == TaskPaused)
 		case Kill:

@@ -109,10 +109,11 @@ func (m *machine) Connect(ctx context.Context, keep []*ctrmodel.Container, up fu
 				ids = append(ids, c.ID)
 			}
 		}
-		if err := m.Network.Restore(ctx, ids); err != nil {
-			return fmt.Errorf("network of containers: %w", err)
+		err := m.Network.Restore(ctx, ids)
+		if err != nil { // not all containers need it
+			m.Log.Error("cannot restore the network of containers", "error", err)
 		}
-		m.restored = true
+		m.restored = err == nil
 	}
 	events, err := m.Client.Subscribe(ctx, `topic=="/tasks/oom"`)
 	if err != nil {
@@ -134,6 +135,8 @@ func (m *machine) Connect(ctx context.Context, keep []*ctrmodel.Container, up fu
 // prepareNamespace makes what containers are made in: the namespace, and the lease that keeps snapshots from being collected
 // as garbage.
 func (m *machine) prepareNamespace(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
 	if _, err := m.Client.Version(ctx); err != nil {
 		return err
 	}

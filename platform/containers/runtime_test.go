@@ -130,6 +130,7 @@ var (
 )
 
 func TestRealStops(t *testing.T) {
+	t.Parallel()
 	r, _ := newRealRig(t)
 	ctx := t.Context()
 	id := r.make("quick", cmd("/bin/sleep", "1000"), policy(ctrmodel.RestartAlways, 0))
@@ -192,6 +193,7 @@ func (r *rig) clean() {
 }
 
 func TestRealContainerdIsKilled(t *testing.T) {
+	t.Parallel()
 	r, d := newRealRig(t)
 	ctx := t.Context()
 	goesOn, ends, never := r.running("goes-on", obedient), r.running("ends", obedient), r.running("never", obedient, policy(ctrmodel.RestartNever, 0))
@@ -219,6 +221,7 @@ func TestRealContainerdIsKilled(t *testing.T) {
 }
 
 func TestRealShimIsKilled(t *testing.T) {
+	t.Parallel()
 	r, d := newRealRig(t)
 	id := r.running("a", obedient)
 	for _, s := range d.Shims() {
@@ -230,6 +233,7 @@ func TestRealShimIsKilled(t *testing.T) {
 }
 
 func TestRealAgentRestart(t *testing.T) {
+	t.Parallel()
 	r, _ := newRealRig(t)
 	id, ended := r.running("a", obedient), r.running("b", obedient, policy(ctrmodel.RestartNever, 0))
 	pid := r.get(id).State.PID
@@ -255,6 +259,7 @@ func TestRealAgentRestart(t *testing.T) {
 }
 
 func TestRealStreams(t *testing.T) {
+	t.Parallel()
 	r, _ := newRealRig(t)
 	ctx := t.Context()
 	count := cmd("/bin/sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); done")
