@@ -603,6 +603,50 @@ func TestLossOfContainerdIsUnavailableAndTheNextCallConnects(t *testing.T) {
 	must(c.Tasks.Wait(ctx, id, ""))(t)
 }
 
+func TestAContainerdThatHangsCostsNoMoreThanTheDeadline(t *testing.T) {
+	c, d, ctx := connect(t)
+	w := must(c.Content.Writer(ctx, "blob", 0, ""))(t)
+	s := must(c.Subscribe(ctx))(t)
+	ok(t, syscall.Kill(d.Pid(), syscall.SIGSTOP))
+	defer syscall.Kill(d.Pid(), syscall.SIGCONT)
+	for range 100 { // not all threads stop at once
+		short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+		_, err := c.Version(short)
+		cancel()
+		if err != nil {
+			break
+		}
+	}
+
+	start := time.Now()
+	for range 5 {
+		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		_, err := c.Version(short)
+		expect(t, err, grpc.DeadlineExceeded)
+		_, err = c.Images.Create(short, &Image{Name: strings.Repeat("x", 10<<20)}) // more than flow control lets pass
+		expect(t, err, grpc.DeadlineExceeded)
+		cancel()
+	}
+	if spent := time.Since(start); spent > 2*time.Second {
+		t.Errorf("it took %v", spent)
+	}
+	closed := make(chan bool)
+	go func() {
+		s.Close()
+		s.Next()
+		closed <- true
+	}()
+	select {
+	case <-closed:
+	case <-time.After(5 * time.Second):
+		t.Fatal("closing a subscription hangs, too")
+	}
+	ok(t, syscall.Kill(d.Pid(), syscall.SIGCONT))
+	must(c.Version(ctx))(t)
+	must(w.Write([]byte("goes on")))(t)
+	w.Close()
+}
+
 // The server of grpc-go ends connections that ping too often, and HTTP/2 clients ping when calls are cancelled.
 func TestManyCancelledCallsDoNotCostTheConnection(t *testing.T) {
 	c, _, ctx := connect(t)

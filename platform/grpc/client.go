@@ -42,7 +42,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	if rest, ok := strings.CutPrefix(c.target, "tcp://"); ok {
 		network, address = "tcp", rest
 	}
-	var d net.Dialer
+	d := net.Dialer{Timeout: 10 * time.Second}
 	conn, err := d.DialContext(ctx, network, address)
 	c.mu.Lock()
 	defer c.mu.Unlock()
