@@ -431,6 +431,7 @@ func TestDeadlinesAndCancellationGoBothWays(t *testing.T) {
 			}
 			return block(ctx)
 		})
+		s.Stream("/t.T/Silent", func(ctx context.Context, _ *ServerStream) error { return block(ctx) })
 	})
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
@@ -473,7 +474,22 @@ func TestDeadlinesAndCancellationGoBothWays(t *testing.T) {
 			t.Errorf("the handler was told %v", err)
 		}
 	}
-	st, err := c.Stream(t.Context(), "/t.T/BlockStream") // closed at once
+	silent, cancel := context.WithCancel(t.Context())
+	st, err := c.Stream(silent, "/t.T/Silent") // no answer, and nothing to send
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(20*time.Millisecond, cancel)
+	if err := st.Recv(&message{}); CodeOf(err) != Canceled {
+		t.Errorf("after the end of a stream without an answer: %v", err)
+	}
+	if err := st.Send(&message{}); err != io.EOF {
+		t.Errorf("sending after the end: %v", err)
+	}
+	if err := <-ended; err != context.Canceled {
+		t.Errorf("the handler was told %v", err)
+	}
+	st, err = c.Stream(t.Context(), "/t.T/BlockStream") // closed at once
 	if err != nil {
 		t.Fatal(err)
 	}
