@@ -71,7 +71,8 @@ func rebooting(c *Config) {
 	c.Boot = "1"
 }
 
-func (r *rig) rebooted(a *agents.Agent) {
+// goesDown waits for the reboot.
+func (r *rig) goesDown() {
 	r.t.Helper()
 	select {
 	case <-r.reboot:
@@ -79,9 +80,14 @@ func (r *rig) rebooted(a *agents.Agent) {
 		r.t.Fatal("no reboot")
 	}
 	r.stop()
+}
+
+func (r *rig) rebooted(a *agents.Agent) {
+	r.t.Helper()
+	r.goesDown()
 	r.broker.Restart()
 	a.Reboot(true)
-	r.cfg.Boot = "2"
+	r.cfg.Boot += "2"
 	r.launch()
 }
 
@@ -94,6 +100,33 @@ func TestTheRebootIsPartOfTheUpdate(t *testing.T) {
 	r.rebooted(a)
 	if end := m.End("a1", patience); end.Status != "COMPLETED" || a.Installed()["os-image"] != "2" || strings.Contains(end.Message, "unverified") {
 		t.Errorf("ended as %+v with %v", end, a.Installed())
+	}
+}
+
+func TestWhatIsTakenBackAfterTheRebootNeedsAnother(t *testing.T) {
+	t.Parallel()
+	r := start(t, rebooting)
+	a := r.agent(agents.Script{Domain: "self-update", Style: agents.Resuming, RebootRequired: true, Installed: map[string]string{"os-image": "1"}})
+	m := agents.Watch(t, r.broker.URL(), "vehicle")
+	m.Apply("a1", agents.Desire(agents.Target{Domain: "self-update", Component: "os-image", Version: "2"}))
+	r.goesDown()
+	a.Stop()
+	r.cfg.Boot += "2"
+	r.launch()
+	if err := r.m.Cancel(t.Context(), "a1"); err != nil { // before the agent has said what runs
+		t.Error(err)
+	}
+	a.Reboot(true)
+	if end := m.End("a1", patience); end.Status != "INCOMPLETE" || !strings.Contains(end.Message, "rolled back, reboot pending") || a.Installed()["os-image"] != "2" {
+		t.Errorf("ended as %+v with %v", end, a.Installed())
+	}
+	r.rebooted(a)
+	if v := a.Installed()["os-image"]; v != "1" {
+		t.Errorf("version %s runs at the end", v)
+	}
+	r.eventually("end of the activity", func() bool { return r.m.Status().Phase == "idle" })
+	if len(r.reboot) > 0 {
+		t.Error("one more reboot")
 	}
 }
 
