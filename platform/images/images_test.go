@@ -71,7 +71,7 @@ func start(t testing.TB, change ...func(*Config)) (*Store, *ctrd.Daemon) {
 	c := containerd.New(d.Socket, "sdvbox-images")
 	t.Cleanup(func() { c.Close() })
 	ok(t, c.CreateNamespace(t.Context()))
-	config := Config{Client: c, Root: d.Dir, Stall: time.Second, Patience: 3 * time.Second, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	config := Config{Client: c, Root: d.Dir, Stall: 10 * time.Second, Patience: 20 * time.Second, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, f := range change {
 		f(&config)
 	}
@@ -291,6 +291,7 @@ func collectGarbage(t testing.TB, s *Store) {
 }
 
 func TestPullWithAPasswordGivesAnImageToRun(t *testing.T) {
+	t.Parallel()
 	r := startRegistry(t, true)
 	s, d := start(t)
 	m := newImage(1)
@@ -358,6 +359,7 @@ func TestPullWithAPasswordGivesAnImageToRun(t *testing.T) {
 }
 
 func TestAnImageThatIsHereIsNotAskedFor(t *testing.T) {
+	t.Parallel()
 	r := startRegistry(t, false)
 	s, _ := start(t)
 	ref := r.push(t, newImage(1), "app:1")
@@ -426,6 +428,7 @@ type noClose struct{ io.Writer }
 func (noClose) Close() error { return nil }
 
 func TestArchivesAreImported(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	dir := t.TempDir()
 	ctx := t.Context()
@@ -467,6 +470,7 @@ func TestArchivesAreImported(t *testing.T) {
 }
 
 func TestArchivesThatAreWrongLeaveNothing(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	dir := t.TempDir()
 	named := map[string]string{"io.containerd.image.name": "registry.example/app:1"}

@@ -49,6 +49,7 @@ func trust(t testing.TB, dir string, cert *x509.Certificate) {
 }
 
 func TestOnlyImagesWithASignatureArePulled(t *testing.T) {
+	t.Parallel()
 	r := startRegistry(t, false)
 	dir := t.TempDir()
 	s, _ := start(t)

@@ -62,15 +62,21 @@ func (s *Store) pull(ctx context.Context, name string, progress func(ctrmodel.Pr
 		}
 	}
 	j.report("resolving", 0, 0)
-	repo, err := s.connect(ctx, ref)
-	if err != nil {
-		return Image{}, fmt.Errorf("image %s: %w", name, err)
-	}
-	defer repo.close()
+	var repo *repository
+	defer func() {
+		if repo != nil {
+			repo.close()
+		}
+	}()
 	var root v1.Descriptor
 	var data []byte
-	if err := s.retry(ctx, min(s.Patience, 10*time.Second), func(func()) error {
-		root, data, err = repo.root(ctx)
+	if err := s.retry(ctx, min(s.Patience, 10*time.Second), func(func()) (err error) {
+		if repo == nil {
+			repo, err = s.connect(ctx, ref)
+		}
+		if err == nil {
+			root, data, err = repo.root(ctx)
+		}
 		return err
 	}); err != nil {
 		return Image{}, fmt.Errorf("image %s: %w", name, err)

@@ -81,8 +81,8 @@ func (s *Store) connect(ctx context.Context, ref registry.Reference) (*repositor
 	scheme := "https://"
 	if insecure {
 		client.Transport.(*http.Transport).TLSClientConfig.InsecureSkipVerify = true
-		if plain(ctx, client, ref.Host()) {
-			scheme = "http://"
+		if scheme, err = s.scheme(ctx, client, ref.Host()); err != nil {
+			return nil, ctrmodel.Errorf(ctrmodel.Unavailable, "registry %s: %w", ref.Registry, err)
 		}
 	}
 	a := &auth.Client{Client: client, Cache: auth.NewCache()}
@@ -102,20 +102,27 @@ func hostOf(registry string) string {
 
 func loopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
 
-// plain tells whether a registry talks HTTP without TLS.
-func plain(ctx context.Context, client *http.Client, host string) bool {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// scheme finds out what an insecure registry talks.
+func (s *Store) scheme(ctx context.Context, client *http.Client, host string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.Stall)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/v2/", nil)
-	if err != nil {
-		return false
+	var errs []error
+	for _, scheme := range []string{"http://", "https://"} {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+host+"/v2/", nil)
+		if err != nil {
+			return "", err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		resp.Body.Close()
+		if scheme == "https://" || resp.StatusCode != http.StatusBadRequest { // which is what a TLS server says to HTTP
+			return scheme, nil
+		}
 	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return false
-	}
-	resp.Body.Close()
-	return resp.StatusCode != http.StatusBadRequest // which is what a TLS server says to that
+	return "", errors.Join(errs...)
 }
 
 func (r *repository) close() { r.client.Client.CloseIdleConnections() }
