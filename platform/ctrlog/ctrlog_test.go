@@ -159,6 +159,26 @@ func TestOutputIsLogged(t *testing.T) {
 	}
 }
 
+func TestProcessMayComeLateAndSayNothing(t *testing.T) {
+	c := newConsole(t, nil)
+	if _, err := c.Open(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond)
+	p := newProcess(t, c)
+	select {
+	case <-c.Ended():
+		t.Fatal("the output ended before it began")
+	case <-time.After(20 * time.Millisecond):
+	}
+	p.end()
+	select {
+	case <-c.Ended():
+	case <-time.After(5 * time.Second):
+		t.Fatal("the end of the process was not noticed")
+	}
+}
+
 func TestPartsOfALongLineHaveOneTime(t *testing.T) {
 	c := newConsole(t, nil)
 	p := newProcess(t, c)
@@ -310,6 +330,33 @@ func TestFollowGoesOnAcrossRotationAndRestartUntilTheEnd(t *testing.T) {
 			}
 		case <-time.After(5 * time.Second):
 			t.Fatal("still follows a log that is removed")
+		}
+	}
+}
+
+func TestFollowMissesNothingThatIsStillThere(t *testing.T) {
+	c := newConsole(t, func(cfg *Config) { cfg.MaxSize, cfg.MaxFiles = 200, 50 })
+	p := newProcess(t, c)
+	p.print("0\n")
+	slow, got := make(chan struct{}), make(chan string, 100)
+	go c.Logs(t.Context(), ctrmodel.LogOptions{Tail: -1, Follow: true}, func(line []byte) error {
+		var l logged
+		json.Unmarshal(line, &l)
+		got <- l.Log
+		<-slow
+		return nil
+	})
+	<-got
+	for i := range 30 { // many files later
+		p.print(fmt.Sprintf("%d\n", i+1))
+	}
+	for len(logs(t, c, -1)) < 31 {
+		time.Sleep(time.Millisecond)
+	}
+	close(slow)
+	for i := range 30 {
+		if line := <-got; line != fmt.Sprintf("%d\n", i+1) {
+			t.Fatalf("line %d is %q", i+1, line)
 		}
 	}
 }

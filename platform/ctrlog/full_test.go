@@ -16,7 +16,7 @@ import (
 
 func TestFullDiskStopsTheLogButNotTheContainer(t *testing.T) {
 	disk := t.TempDir()
-	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=256k"); err != nil {
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=1m"); err != nil {
 		if os.Getenv("SDVBOX_REQUIRE") == "1" {
 			t.Fatal(err)
 		}
@@ -57,7 +57,7 @@ func TestFullDiskStopsTheLogButNotTheContainer(t *testing.T) {
 	closed(t, c)
 	all := logs(t, c, -1) // whole lines only
 	if len(all) < 100 || all[0].Log != "line 0 of the flood\n" || !strings.HasPrefix(all[len(all)-1].Log, "again") {
-		t.Errorf("got %d lines", len(all))
+		t.Errorf("got %d lines, the first %q, the last %q", len(all), all[0].Log, all[len(all)-1].Log)
 	}
 }
 

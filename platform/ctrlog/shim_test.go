@@ -210,28 +210,44 @@ func TestContainerGoesOnWithoutTheAgent(t *testing.T) {
 	}
 }
 
-func TestOutputIsCompleteHoweverItComes(t *testing.T) {
+func TestOutputOfAContainerThatEndsIsComplete(t *testing.T) {
 	s := newShim(t)
 	c := New(s.cfg)
 	s.run(c, "busybox seq 1 200000; echo -n end >&2")
-	for range 5 { // agents come and go
+	s.ended(c)
+	s.counted(c)
+}
+
+func TestOutputIsCompleteWhileAgentsComeAndGo(t *testing.T) {
+	s := newShim(t)
+	s.cfg.Stdin = true
+	c := New(s.cfg)
+	s.run(c, "busybox seq 1 200000; read word")
+	for range 10 {
 		time.Sleep(5 * time.Millisecond)
 		c.Leave()
+		time.Sleep(time.Millisecond)
 		c = New(s.cfg)
 		_, err := c.Open()
 		s.ok(err)
 	}
+	go c.Attach(s.ctx, ctrmodel.Streams{Stdin: strings.NewReader("word\n")}, nil)
 	s.ended(c)
+	s.counted(c)
+}
+
+func (s *shim) counted(c *Console) {
+	s.t.Helper()
 	n := 0
-	for _, l := range logs(t, c, -1) {
+	for _, l := range logs(s.t, c, -1) {
 		if l.Stream == "stderr" {
 			continue
 		}
 		if n++; l.Log != fmt.Sprintf("%d\n", n) {
-			t.Fatalf("line %d is %q", n, l.Log)
+			s.t.Fatalf("line %d is %q", n, l.Log)
 		}
 	}
 	if n != 200000 {
-		t.Errorf("%d lines", n)
+		s.t.Errorf("%d lines", n)
 	}
 }

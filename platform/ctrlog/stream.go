@@ -14,10 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	chunkSize = 64 << 10
-	fifoSize  = 1 << 20 // what can wait while there is no agent
-)
+const chunkSize = 64 << 10 // as much as is in a FIFO at most
 
 var (
 	errEnded = errors.New("no more output")
@@ -49,14 +46,11 @@ func openStream(id int, path string) (*stream, error) {
 	if s.raw, err = f.SyscallConn(); err == nil {
 		err = unix.Pipe2(s.copy[:], unix.O_CLOEXEC|unix.O_NONBLOCK)
 	}
-	if err == nil {
-		s.raw.Control(func(fd uintptr) {
-			unix.FcntlInt(fd, unix.F_SETPIPE_SZ, fifoSize) // may be more than is allowed
-		})
-		return s, nil
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	s.close()
-	return nil, fmt.Errorf("open %s: %w", path, err)
+	return s, nil
 }
 
 func (s *stream) close() {
