@@ -59,7 +59,7 @@ func (r *rig) judge(rounds int, deadline time.Duration, each ...func(round int))
 
 const (
 	never = 1 << 30
-	soon  = 50 * time.Millisecond // long enough for some rounds
+	soon  = 500 * time.Millisecond // long enough for some rounds
 	late  = time.Minute           // never reached
 )
 
