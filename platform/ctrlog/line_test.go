@@ -26,6 +26,7 @@ func TestLineIsWrittenAsTheOriginalDoes(t *testing.T) {
 func FuzzLine(f *testing.F) {
 	f.Add([]byte("one\r\ntwo\n\nthree"), []byte{1, 2})
 	f.Add(bytes.Repeat([]byte("äß\xff"), 20000), []byte{255, 255})
+	f.Add(append([]byte("a"), bytes.Repeat([]byte("ß"), 20000)...), []byte{255})
 	f.Add(append(bytes.Repeat([]byte("x"), maxLine), '\n'), []byte{0})
 	f.Fuzz(func(t *testing.T, data, cuts []byte) {
 		split := func(cuts []byte) (all []byte, lines int) {
