@@ -1,0 +1,618 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrnet
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"sdvbox/platform/ctrmodel"
+)
+
+// All tests run in a host of their own: a namespace of networks and of mounts.
+func TestMain(m *testing.M) {
+	const inside = "CTRNET_TEST_INSIDE"
+	switch {
+	case os.Getenv(inside) != "":
+		os.Exit(setUpHost(m.Run))
+	case os.Geteuid() != 0:
+		if os.Getenv("SDVBOX_REQUIRE") == "1" {
+			fmt.Println("making networks needs root")
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		os.Exit(max(exit.ExitCode(), 1))
+	}
+	if err != nil {
+		fmt.Println("make a host for the test:", err)
+		os.Exit(1)
+	}
+}
+
+const (
+	hostIP   = "10.9.0.1"
+	worldIP  = "10.9.0.2"
+	hostIP6  = "fd99::1"
+	worldIP6 = "fd99::2"
+)
+
+var worldNS string // beyond the device out0 of the host
+
+// setUpHost connects the host with a world outside.
+func setUpHost(run func() int) int {
+	dir, err := os.MkdirTemp("", "ctrnet-test-")
+	check(err)
+	defer os.RemoveAll(dir)
+	worldNS = filepath.Join(dir, "world")
+	check(makeNetNS(worldNS))
+	defer removeNetNS(worldNS)
+	fd, err := unix.Open(worldNS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	check(err)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "out0"
+	check(netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "in0", PeerNamespace: netlink.NsFd(fd)}))
+	here, err := netlink.NewHandle()
+	check(err)
+	there, err := netlink.NewHandleAt(netns.NsHandle(fd))
+	check(err)
+	up := func(h *netlink.Handle, name string, addrs ...string) {
+		link, err := h.LinkByName(name)
+		check(err)
+		for _, a := range addrs {
+			check(h.AddrAdd(link, address(netip.MustParsePrefix(a))))
+		}
+		check(h.LinkSetUp(link))
+	}
+	up(here, "lo")
+	up(here, "out0", hostIP+"/24", hostIP6+"/64")
+	up(there, "lo")
+	up(there, "in0", worldIP+"/24", worldIP6+"/64")
+	check(there.RouteAdd(&netlink.Route{Gw: net.ParseIP(hostIP)}))
+	return run()
+}
+
+func check(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("making networks needs root")
+	}
+}
+
+// newNetwork is a network like the one of an agent in its first start.
+func newNetwork(t *testing.T, change func(*Config)) *Network {
+	t.Helper()
+	needRoot(t)
+	cfg := Config{
+		Dir: t.TempDir(), Bridge: "kanto-test0", HostFiles: t.TempDir(), ICC: true, Rules: true, Forward: true, Masq: true,
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	t.Cleanup(func() {
+		next, err := New(cfg)
+		check(err)
+		check(next.Restore(t.Context(), nil))
+		check(netlink.LinkDel(mustLink(cfg.Bridge)))
+		next.cfg.Rules = false
+		check(next.applyRules())
+	})
+	return restart(t, &Network{cfg: cfg})
+}
+
+// restart ends an agent by kill and starts the next one, which knows some containers to run.
+func restart(t *testing.T, n *Network, ids ...string) *Network {
+	t.Helper()
+	n.kill()
+	next, err := New(n.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(next.kill)
+	if err := next.Restore(t.Context(), ids); err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+// kill does what the kernel does when an agent has ended.
+func (n *Network) kill() {
+	for _, s := range n.sandboxes {
+		s.release()
+	}
+}
+
+func mustLink(name string) netlink.Link {
+	link, err := netlink.LinkByName(name)
+	check(err)
+	return link
+}
+
+// container is one with some ports and extra hosts, which have a colon and no protocol.
+func container(name string, more ...string) *ctrmodel.Container {
+	c := &ctrmodel.Container{ID: "id-" + name, Name: name, HostName: name + "-host", DomainName: name + "-domain"}
+	c.HostConfig.NetworkMode = ctrmodel.BridgeNetwork
+	for _, m := range more {
+		if p, err := ctrmodel.ParsePort(m); err == nil {
+			c.HostConfig.Ports = append(c.HostConfig.Ports, p)
+		} else {
+			c.HostConfig.ExtraHosts = append(c.HostConfig.ExtraHosts, m)
+		}
+	}
+	return c
+}
+
+func attach(t *testing.T, n *Network, c *ctrmodel.Container) (netNS string) {
+	t.Helper()
+	netNS, err := n.Attach(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return netNS
+}
+
+func detach(t *testing.T, n *Network, c *ctrmodel.Container) {
+	t.Helper()
+	if err := n.Detach(t.Context(), c.ID); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func ipOf(c *ctrmodel.Container) string { return c.NetworkSettings.Networks["bridge"].IPAddress }
+
+// within calls f in a network namespace; in the host's if that is empty.
+func within(netNS string, f func()) {
+	if netNS == "" {
+		f()
+		return
+	}
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and the thread ends with this function
+		ns, err := netns.GetFromPath(netNS)
+		check(err)
+		defer ns.Close()
+		check(netns.Set(ns))
+		f()
+	}()
+	<-done
+}
+
+// serve answers in a namespace, with its name and by whom it was asked.
+func serve(t *testing.T, netNS, name, network, at string) {
+	t.Helper()
+	within(netNS, func() {
+		if strings.HasPrefix(network, "udp") {
+			conn, err := net.ListenPacket(network, at)
+			check(err)
+			t.Cleanup(func() { conn.Close() })
+			go func() {
+				for b := make([]byte, 100); ; {
+					_, from, err := conn.ReadFrom(b)
+					if err != nil {
+						return
+					}
+					conn.WriteTo([]byte(name+" "+from.(*net.UDPAddr).AddrPort().Addr().String()), from)
+				}
+			}()
+			return
+		}
+		l, err := net.Listen(network, at)
+		check(err)
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprint(conn, name, " ", conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr())
+				conn.Close()
+			}
+		}()
+	})
+}
+
+// ask is the answer that somebody in a namespace gets, or nothing.
+func ask(netNS, network, at string) (answer string) {
+	within(netNS, func() {
+		conn, err := (&net.Dialer{Timeout: 300 * time.Millisecond}).Dial(network, at)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		if network == "udp" {
+			conn.Write([]byte("?"))
+		}
+		b := make([]byte, 100)
+		n, _ := conn.Read(b)
+		answer = string(b[:n])
+	})
+	return answer
+}
+
+func wantAnswer(t *testing.T, netNS, network, at, want string) {
+	t.Helper()
+	if got := ask(netNS, network, at); got != want {
+		t.Errorf("%s %s answers %q, want %q", network, at, got, want)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// traces are what networks of containers leave: links, mounts of namespaces, files and rules.
+func traces(t *testing.T, n *Network) string {
+	t.Helper()
+	var b strings.Builder
+	links, err := netlink.LinkList()
+	check(err)
+	for _, l := range links {
+		fmt.Fprintln(&b, l.Attrs().Name)
+	}
+	for line := range strings.Lines(read(t, "/proc/self/mountinfo")) {
+		if strings.Contains(line, n.cfg.Dir) {
+			b.WriteString("mount " + line)
+		}
+	}
+	filepath.WalkDir(n.cfg.Dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && filepath.Dir(filepath.Dir(path)) == n.cfg.Dir {
+			fmt.Fprintln(&b, path)
+		}
+		return nil
+	})
+	rules, err := exec.Command("nft", "list", "table", "inet", n.tableName()).CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft: %v\n%s", err, rules)
+	}
+	b.Write(rules)
+	return b.String()
+}
+
+func TestContainerReachesTheWorldInTheNameOfTheHost(t *testing.T) {
+	n := newNetwork(t, nil)
+	c := container("one")
+	netNS := attach(t, n, c)
+	serve(t, worldNS, "world", "tcp4", worldIP+":80")
+	serve(t, worldNS, "world", "udp4", worldIP+":53")
+	wantAnswer(t, netNS, "tcp", worldIP+":80", "world "+hostIP)
+	wantAnswer(t, netNS, "udp", worldIP+":53", "world "+hostIP)
+}
+
+func TestContainersReachEachOther(t *testing.T) {
+	n := newNetwork(t, nil)
+	one, two := container("one"), container("two")
+	first, second := attach(t, n, one), attach(t, n, two)
+	serve(t, second, "two", "tcp4", ":80")
+	wantAnswer(t, first, "tcp", ipOf(two)+":80", "two "+ipOf(one))
+	serve(t, first, "loopback", "tcp4", "127.0.0.1:80")
+	wantAnswer(t, first, "tcp", "127.0.0.1:80", "loopback 127.0.0.1")
+}
+
+func TestPublishedPortLeadsToTheContainer(t *testing.T) {
+	n := newNetwork(t, nil)
+	one, two := container("one", "8080:80", "8053:53/udp", hostIP+":8081:80", "127.0.0.1:8082:80"), container("two")
+	first, second := attach(t, n, one), attach(t, n, two)
+	serve(t, first, "one", "tcp4", ":80")
+	serve(t, first, "one", "udp4", ":53")
+	bridge := n.bridge.Addr().String()
+	for _, filtered := range []string{"1", "0"} { // whether bridges ask the firewall, too, as other container engines have it
+		const knob = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+		if err := os.WriteFile(knob, []byte(filtered), 0); err != nil && filtered == "1" {
+			continue
+		}
+		wantPublished(t, first, second, bridge)
+	}
+	detach(t, n, one)
+	wantAnswer(t, worldNS, "tcp", hostIP+":8080", "")
+}
+
+func wantPublished(t *testing.T, first, second, bridge string) {
+	t.Helper()
+	for _, test := range []struct{ from, network, at, want string }{
+		{worldNS, "tcp", hostIP + ":8080", "one " + worldIP},
+		{worldNS, "udp", hostIP + ":8053", "one " + worldIP},
+		{"", "tcp", hostIP + ":8080", "one " + hostIP},
+		{"", "tcp", "127.0.0.1:8080", "one " + bridge},
+		{"", "udp", "127.0.0.1:8053", "one " + bridge},
+		{"", "tcp", bridge + ":8080", "one " + bridge},
+		{second, "tcp", bridge + ":8080", "one " + bridge},
+		{second, "tcp", hostIP + ":8080", "one " + bridge},
+		{first, "tcp", hostIP + ":8080", "one " + bridge},
+		{worldNS, "tcp", hostIP + ":8081", "one " + worldIP},
+		{"", "tcp", "127.0.0.1:8081", ""},
+		{"", "tcp", "127.0.0.1:8082", "one " + bridge},
+		{worldNS, "tcp", hostIP + ":8082", ""},
+	} {
+		wantAnswer(t, test.from, test.network, test.at, test.want)
+	}
+}
+
+func TestTheWorldReachesNothingThatIsNotPublished(t *testing.T) {
+	n := newNetwork(t, nil)
+	c := container("one", "8080:80")
+	netNS := attach(t, n, c)
+	serve(t, netNS, "one", "tcp4", ":81")
+	wantAnswer(t, "", "tcp", ipOf(c)+":81", "one "+n.bridge.Addr().String())
+	wantAnswer(t, worldNS, "tcp", ipOf(c)+":81", "")
+}
+
+func TestPortsAreClearlyTaken(t *testing.T) {
+	n := newNetwork(t, nil)
+	l, err := net.Listen("tcp4", ":9000")
+	check(err)
+	defer l.Close()
+	udp, err := net.ListenPacket("udp4", hostIP+":9000")
+	check(err)
+	defer udp.Close()
+	attach(t, n, container("owner", "9001:80"))
+	before := traces(t, n)
+	for _, test := range []struct{ port, want string }{
+		{"9000:80", "port 0.0.0.0:9000/tcp of the host: address already in use"},
+		{"9000:80/udp", "port 0.0.0.0:9000/udp of the host: address already in use"},
+		{"9001:80", "container owner has port 0.0.0.0:9001/tcp of the host"},
+		{hostIP + ":9001:80", "container owner has port 0.0.0.0:9001/tcp of the host"},
+		{"9000-9001:80", "port"},
+		{"10.1.1.1:9002:80", "cannot assign requested address"},
+		{"[::1]:9002:80", "enable_ip6"},
+	} {
+		_, err := n.Attach(t.Context(), container("other", "9003:1", test.port))
+		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "container other") ||
+			ctrmodel.KindOf(err) != ctrmodel.FailedPrecondition && ctrmodel.KindOf(err) != ctrmodel.InvalidArgument {
+			t.Errorf("%s: %v, want %q", test.port, err, test.want)
+		}
+		if after := traces(t, n); after != before {
+			t.Errorf("%s left something:\n%s", test.port, after)
+		}
+	}
+	if _, err := net.Listen("tcp4", ":9001"); err == nil {
+		t.Error("a program can listen on the port of a container")
+	}
+	// UDP and one more port are free.
+	attach(t, n, container("other", "9001:80/udp", "9000-9005:80"))
+	if p := n.sandboxes["id-other"].Ports[1]; p.Host.Port() != 9002 {
+		t.Errorf("port %s of the range was taken, want 9002", p)
+	}
+}
+
+func TestPortIsFreeAfterTheContainer(t *testing.T) {
+	n := newNetwork(t, nil)
+	c := container("one", "9100:80")
+	for range 3 {
+		attach(t, n, c)
+		detach(t, n, c)
+	}
+	l, err := net.Listen("tcp4", ":9100")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
+
+func TestAttachFillsInWhereTheContainerIs(t *testing.T) {
+	n := newNetwork(t, func(c *Config) { c.IP4, c.Fixed4, c.MTU = "10.77.0.1/16", "10.77.9.0/24", 1400 })
+	c := container("one")
+	netNS := attach(t, n, c)
+	e := c.NetworkSettings.Networks["bridge"]
+	if e.Gateway != "10.77.0.1" || !strings.HasPrefix(e.IPAddress, "10.77.9.") || c.NetworkSettings.SandboxKey != netNS || e.ID == "" || e.NetworkID == "" {
+		t.Errorf("network settings %+v", c.NetworkSettings)
+	}
+	within(netNS, func() {
+		eth, err := net.InterfaceByName("eth0")
+		check(err)
+		if eth.HardwareAddr.String() != e.MACAddress || eth.MTU != 1400 {
+			t.Errorf("eth0 has %s and MTU %d, want %s and 1400", eth.HardwareAddr, eth.MTU, e.MACAddress)
+		}
+	})
+	if text := read(t, c.HostnamePath); text != "one-host\n" {
+		t.Errorf("hostname %q", text)
+	}
+	detach(t, n, c)
+	again := container("one")
+	again.ID = "another"
+	if attach(t, n, again); ipOf(again) != e.IPAddress {
+		t.Errorf("after an update the address is %s, want %s", ipOf(again), e.IPAddress)
+	}
+}
+
+func TestNextAgentTakesOverWhatRuns(t *testing.T) {
+	n := newNetwork(t, nil)
+	one, two := container("one", "8080:80"), container("two", "8081:80")
+	first := attach(t, n, one)
+	empty := traces(t, n)
+	attach(t, n, two)
+	serve(t, first, "one", "tcp4", ":80")
+	// What a killed agent may leave: a namespace, a cable, files without the rest.
+	check(makeNetNS(n.netNS("half")))
+	check(os.MkdirAll(n.file("quarter", ""), 0o755))
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex = n.linkName("eighth"), mustLink(n.cfg.Bridge).Attrs().Index
+	check(netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}))
+
+	n = restart(t, n, one.ID, "unknown")
+	if after := traces(t, n); after != empty {
+		t.Errorf("after the restart there is\n%s\nwant\n%s", after, empty)
+	}
+	wantAnswer(t, worldNS, "tcp", hostIP+":8080", "one "+worldIP)
+	if _, err := n.Attach(t.Context(), container("three", "8080:80")); err == nil {
+		t.Error("a port of a container that runs was given away")
+	}
+	three := container("three", "8081:80")
+	three.Name = "one" // its address is taken
+	if attach(t, n, three); ipOf(three) == ipOf(one) {
+		t.Errorf("two containers have the address %s", ipOf(one))
+	}
+	detach(t, n, one)
+	detach(t, n, three)
+	wantAnswer(t, worldNS, "tcp", hostIP+":8080", "")
+}
+
+func TestNothingIsLeftAfterManyContainers(t *testing.T) {
+	n := newNetwork(t, nil)
+	before := traces(t, n)
+	var all []*ctrmodel.Container
+	taken := map[string]bool{}
+	for i := range 30 {
+		c := container(fmt.Sprint("many-", i), fmt.Sprintf("%d:80", 9200+i))
+		attach(t, n, c)
+		all, taken[ipOf(c)] = append(all, c), true
+	}
+	if len(taken) != len(all) {
+		t.Errorf("%d containers have %d addresses", len(all), len(taken))
+	}
+	for _, c := range all {
+		detach(t, n, c)
+		detach(t, n, c) // what is done is no error
+	}
+	if after := traces(t, n); after != before {
+		t.Errorf("left:\n%s\nwant\n%s", after, before)
+	}
+}
+
+func TestNextStartRepairsWhatOthersHaveRemoved(t *testing.T) {
+	n := newNetwork(t, nil)
+	one := container("one", "8080:80")
+	first := attach(t, n, one)
+	serve(t, first, "one", "tcp4", ":80")
+	check(netlink.LinkDel(mustLink(n.cfg.Bridge)))
+	if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	wantAnswer(t, worldNS, "tcp", hostIP+":8080", "")
+	attach(t, n, container("two"))
+	wantAnswer(t, worldNS, "tcp", hostIP+":8080", "one "+worldIP)
+}
+
+func TestBridgeTakesANetworkThatIsFree(t *testing.T) {
+	prefixes := func(list ...string) (p []netip.Prefix) {
+		for _, s := range list {
+			p = append(p, netip.MustParsePrefix(s))
+		}
+		return p
+	}
+	for _, test := range []struct {
+		used []netip.Prefix
+		want string
+	}{
+		{nil, "172.17.0.1/16"},
+		{prefixes("172.17.3.0/24", "172.18.0.5/32"), "172.19.0.1/16"},
+		{prefixes("172.16.0.0/12"), "10.200.0.1/16"},
+		{prefixes("172.16.0.0/12", "10.0.0.0/8"), "192.168.0.1/16"},
+		{prefixes("172.16.0.0/12", "10.0.0.0/8", "192.168.4.0/24"), ""},
+	} {
+		got, err := freeNetwork(test.used)
+		if (err != nil) != (test.want == "") || err == nil && got.String() != test.want {
+			t.Errorf("beside %v: %v, %v, want %q", test.used, got, err, test.want)
+		}
+	}
+	used, err := usedNetworks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if needRoot(t); !strings.Contains(fmt.Sprint(used), hostIP) {
+		t.Errorf("networks in use are %v, want one with %s", used, hostIP)
+	}
+}
+
+func TestAddressesAreGivenUntilNoneIsLeft(t *testing.T) {
+	network := netip.MustParsePrefix("10.5.0.1/29")
+	taken := map[netip.Addr]bool{network.Addr(): true}
+	for i := range 5 {
+		ip, ok := pick(network, network, fmt.Sprint(i), taken)
+		if !ok || taken[ip] || !network.Contains(ip) || ip.String() == "10.5.0.0" || ip.String() == "10.5.0.7" {
+			t.Fatalf("address %d is %s, %v", i, ip, ok)
+		}
+		taken[ip] = true
+	}
+	if ip, ok := pick(network, network, "more", taken); ok {
+		t.Errorf("there was one more: %s", ip)
+	}
+}
+
+func TestWrongConfigurationIsExplained(t *testing.T) {
+	for _, test := range []struct {
+		cfg  Config
+		want string
+	}{
+		{Config{}, "name"},
+		{Config{Bridge: "sixteen-letters-"}, "name"},
+		{Config{IP4: "172.17.0.1"}, "ip4"},
+		{Config{IP4: "fd00::1/64"}, "ip4"},
+		{Config{IP4: "172.17.0.0/16"}, "ip4"},
+		{Config{IP4: "172.17.0.1/16", Fixed4: "172.18.0.0/24"}, "fcidr4"},
+		{Config{Fixed4: "172.18.0.0/24"}, "fcidr4"},
+		{Config{IP4: "172.17.0.1/16", Gate4: "172.18.0.1"}, "gwip4"},
+		{Config{IP4: "172.17.0.1/16", Gate4: "x"}, "gwip4"},
+	} {
+		if test.want != "name" {
+			test.cfg.Bridge = cmp.Or(test.cfg.Bridge, "kanto-test0")
+		}
+		_, err := New(test.cfg)
+		if err == nil || !strings.Contains(err.Error(), "network.default_bridge."+test.want+" ") || ctrmodel.KindOf(err) != ctrmodel.InvalidArgument {
+			t.Errorf("%+v: %v", test.cfg, err)
+		}
+	}
+}
+
+func TestOtherFirewallIsMentioned(t *testing.T) {
+	needRoot(t)
+	for _, args := range [][]string{{"add", "table", "ip", "other"}, {"add", "chain", "ip", "other", "FORWARD", "{ type filter hook forward priority 0; policy drop; }"}} {
+		if out, err := exec.Command("nft", args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	defer exec.Command("nft", "delete", "table", "ip", "other").Run()
+	var log bytes.Buffer
+	newNetwork(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	if !strings.Contains(log.String(), "another firewall") || !strings.Contains(log.String(), "chain=FORWARD") {
+		t.Errorf("log: %s", log.String())
+	}
+}
+
+func TestWithoutRulesTheFirewallIsLeftAlone(t *testing.T) {
+	n := newNetwork(t, nil)
+	n.cfg.Rules = false
+	n = restart(t, n)
+	if out, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err != nil || strings.Contains(string(out), n.tableName()) {
+		t.Errorf("%v: %s", err, out)
+	}
+}

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrnet
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// linkPrefix is what the names of our ends of the cables to containers begin with.
+const linkPrefix = "kcm"
+
+func (n *Network) linkName(id string) string { return linkPrefix + digest(n.cfg.Bridge, id)[:11] }
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func isAbsent(err error) bool { return errors.As(err, &netlink.LinkNotFoundError{}) }
+
+// whole repeats a listing that others have changed meanwhile.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 10 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+// raiseBridge sees to it that the bridge is there and up, with its addresses and what is connected to it.
+func (n *Network) raiseBridge() error {
+	if !n.bridge.IsValid() {
+		p, err := n.elect()
+		if err != nil {
+			return err
+		}
+		n.bridge = p
+	}
+	link, err := netlink.LinkByName(n.cfg.Bridge)
+	if isAbsent(err) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = n.cfg.Bridge, n.cfg.MTU
+		attrs.HardwareAddr = mac(n.bridge.Addr()) // else it changes with what is connected
+		if err = netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err == nil {
+			link, err = netlink.LinkByName(n.cfg.Bridge)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", n.cfg.Bridge, err)
+	}
+	if link.Type() != "bridge" {
+		return fmt.Errorf("bridge %s: there is a device of this name that is no bridge but %s", n.cfg.Bridge, link.Type())
+	}
+	if err := n.setUpBridge(link); err != nil {
+		return fmt.Errorf("bridge %s: %w", n.cfg.Bridge, err)
+	}
+	return n.setSysctls()
+}
+
+func (n *Network) setUpBridge(link netlink.Link) error {
+	if link.Attrs().MTU != n.cfg.MTU {
+		if err := netlink.LinkSetMTU(link, n.cfg.MTU); err != nil {
+			return fmt.Errorf("set MTU: %w", err)
+		}
+	}
+	if err := setAddresses(link, n.networks()); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return err
+	}
+	for id, s := range n.sandboxes { // the bridge may be new
+		if end, err := netlink.LinkByName(n.linkName(id)); err == nil && s.bridged() && end.Attrs().MasterIndex != link.Attrs().Index {
+			if err := n.join(end, link); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// setAddresses gives a link exactly these addresses, apart from link-local ones.
+func setAddresses(link netlink.Link, want []netip.Prefix) error {
+	have, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return err
+	}
+	missing := map[string]netip.Prefix{}
+	for _, p := range want {
+		missing[p.String()] = p
+	}
+	for _, a := range have {
+		if _, ok := missing[a.IPNet.String()]; ok {
+			delete(missing, a.IPNet.String())
+		} else if !a.IP.IsLinkLocalUnicast() {
+			if err := netlink.AddrDel(link, &a); err != nil {
+				return fmt.Errorf("remove address %s: %w", a.IPNet, err)
+			}
+		}
+	}
+	for _, p := range missing {
+		if err := netlink.AddrAdd(link, address(p)); err != nil {
+			return fmt.Errorf("add address %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// address can be used at once: nobody else has it, so nobody needs to be asked.
+func address(p netip.Prefix) *netlink.Addr {
+	a := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return a
+}
+
+// join connects our end of a cable to the bridge.
+func (n *Network) join(end, bridge netlink.Link) error {
+	if err := netlink.LinkSetMaster(end, bridge); err != nil {
+		return fmt.Errorf("connect %s: %w", end.Attrs().Name, err)
+	}
+	// Where bridges ask the firewall (br_netfilter), what a container sends to its own published port turns back here.
+	if err := netlink.LinkSetHairpin(end, true); err != nil {
+		return fmt.Errorf("let %s send back: %w", end.Attrs().Name, err)
+	}
+	if !n.cfg.ICC {
+		if err := netlink.LinkSetIsolated(end, true); err != nil {
+			return fmt.Errorf("keep containers from each other: %w", err)
+		}
+	}
+	return netlink.LinkSetUp(end)
+}
+
+// plugIn connects the namespace of a sandbox to the bridge.
+func (n *Network) plugIn(s *sandbox) error {
+	fd, err := unix.Open(n.netNS(s.ID), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: n.netNS(s.ID), Err: err}
+	}
+	defer unix.Close(fd)
+	bridge, err := netlink.LinkByName(n.cfg.Bridge)
+	if err != nil {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = n.linkName(s.ID), n.cfg.MTU
+	cable := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(fd), PeerHardwareAddr: mac(s.IP4)}
+	if err := netlink.LinkAdd(cable); err != nil {
+		return fmt.Errorf("add link %s: %w", attrs.Name, err)
+	}
+	if err := n.join(cable, bridge); err != nil {
+		return err
+	}
+	h, err := netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := n.setUpInside(h, s); err != nil {
+		return fmt.Errorf("set up the network inside: %w", err)
+	}
+	return nil
+}
+
+// setUpInside gives a namespace its addresses and routes.
+func (n *Network) setUpInside(h *netlink.Handle, s *sandbox) error {
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	eth, err := h.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	routes := map[netip.Prefix]netip.Addr{netip.PrefixFrom(s.IP4, n.bridge.Bits()): n.gate4()}
+	if s.IP6.IsValid() {
+		routes[netip.PrefixFrom(s.IP6, 64)] = n.map6(n.bridge.Addr())
+	}
+	for own := range routes {
+		if err := h.AddrAdd(eth, address(own)); err != nil {
+			return fmt.Errorf("address %s: %w", own, err)
+		}
+	}
+	for _, link := range []netlink.Link{lo, eth} {
+		if err := h.LinkSetUp(link); err != nil {
+			return err
+		}
+	}
+	for _, gate := range routes {
+		if err := h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gate.AsSlice()}); err != nil {
+			return fmt.Errorf("route by %s: %w", gate, err)
+		}
+	}
+	return nil
+}
+
+// unplug removes the cable of a sandbox. The kernel does it, too, but later.
+func (n *Network) unplug(id string) error {
+	link, err := netlink.LinkByName(n.linkName(id))
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if isAbsent(err) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// sweepLinks removes cables at the bridge that belong to no sandbox, and the bridge if it has no purpose: the next one may
+// choose its network anew.
+func (n *Network) sweepLinks() error {
+	bridge, err := netlink.LinkByName(n.cfg.Bridge)
+	if isAbsent(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	known, idle := map[string]bool{}, true
+	for id, s := range n.sandboxes {
+		known[n.linkName(id)] = s.bridged()
+		idle = idle && !s.bridged()
+	}
+	links, err := whole(netlink.LinkList)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		switch {
+		case a.MasterIndex != bridge.Attrs().Index || known[a.Name]:
+		case l.Type() == "veth" && strings.HasPrefix(a.Name, linkPrefix):
+			if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+				return fmt.Errorf("remove link %s: %w", a.Name, err)
+			}
+		default: // somebody else's
+			idle = false
+		}
+	}
+	if idle && bridge.Type() == "bridge" {
+		return netlink.LinkDel(bridge)
+	}
+	return nil
+}
+
+// setSysctls makes the kernel pass packets on.
+func (n *Network) setSysctls() error {
+	// From the host's own loopback address to a published port.
+	settings := [][2]string{{"ipv4/conf/" + n.cfg.Bridge + "/route_localnet", "1"}}
+	if n.cfg.Forward {
+		settings = append(settings, [2]string{"ipv4/ip_forward", "1"})
+		if n.cfg.IPv6 {
+			// A host that forwards no longer listens to routers, unless it is told to.
+			confs, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+			for _, path := range confs {
+				if text, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(text)) == "1" {
+					settings = append(settings, [2]string{strings.TrimPrefix(path, "/proc/sys/net/"), "2"})
+				}
+			}
+			settings = append(settings, [2]string{"ipv6/conf/all/forwarding", "1"})
+		}
+	}
+	for _, s := range settings {
+		path := "/proc/sys/net/" + s[0]
+		if text, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(text)) == s[1] {
+			continue // it may be read-only
+		}
+		if err := os.WriteFile(path, []byte(s[1]), 0); err != nil {
+			return fmt.Errorf("switch forwarding on: %w", err)
+		}
+	}
+	return nil
+}
+
+// makeNetNS makes a network namespace that has a name and needs no process.
+func makeNetNS(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	made := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for ever: the thread must not serve others and ends with this function
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+		}
+		made <- err
+	}()
+	if err := <-made; err != nil {
+		os.Remove(path)
+		return err
+	}
+	return nil
+}
+
+func removeNetNS(path string) error {
+	for { // until no mount is on top of the file
+		err := unix.Unmount(path, unix.MNT_DETACH)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func isNetNS(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
+}
