@@ -370,6 +370,11 @@ func (r *rig) start() {
 		}
 	}
 	r.t.Cleanup(r.stop)
+	for end := time.Now().Add(10 * time.Second); r.fake == nil && e.Ready() != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatal(e.Ready())
+		}
+	}
 }
 
 func (r *rig) restart() {

@@ -11,8 +11,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -26,6 +30,7 @@ import (
 
 	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/ctrnet"
 	"sdvbox/platform/images"
 	"sdvbox/testing/ctrd"
 )
@@ -53,9 +58,6 @@ func newRealRig(t *testing.T) (*rig, *ctrd.Daemon) {
 	r.parts = Parts{Client: client, Images: store, Network: noNetwork{}, Namespace: "kanto-cm",
 		LogDir: filepath.Join(r.cfg.StateDir, "logs"), ExecDir: filepath.Join(r.cfg.StateDir, "run"), Log: log}
 	r.start()
-	for r.Ready() != nil {
-		time.Sleep(time.Millisecond)
-	}
 	list, err := store.Import(t.Context(), busyboxArchive(t))
 	if err != nil || len(list) != 1 || list[0].Ref != busybox {
 		t.Fatalf("import: %+v, %v", list, err)
@@ -82,7 +84,7 @@ func busyboxArchive(t testing.TB) (file string) {
 	}
 	add(layer, "bin/busybox", 0o755, program)
 	add(layer, "etc/passwd", 0o644, []byte("root:x:0:0::/:/bin/sh\nradio:x:77:78::/:/bin/sh\n"))
-	for _, link := range []string{"sh", "sleep", "cat", "true", "id", "seq"} {
+	for _, link := range []string{"sh", "sleep", "cat", "true", "id", "seq", "httpd"} {
 		layer.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + link, Linkname: "busybox"})
 	}
 	layer.Close()
@@ -172,7 +174,7 @@ func TestRealStops(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	for _, a := range r.list() {
-		r.must(r.Remove(ctx, a.id, true, force))
+		r.must(r.Remove(ctx, a.id, true, ctrmodel.StopOptions{Signal: "KILL"}))
 	}
 	r.clean()
 }
@@ -215,7 +217,7 @@ func TestRealContainerdIsKilled(t *testing.T) {
 	r.await(goesOn, "restarted", func(c *ctrmodel.Container) bool { return c.RestartCount == 1 && c.State.Running })
 	r.must(r.Stop(ctx, goesOn, force))
 	for _, a := range r.list() {
-		r.must(r.Remove(ctx, a.id, true, force))
+		r.must(r.Remove(ctx, a.id, true, ctrmodel.StopOptions{Signal: "KILL"}))
 	}
 	r.clean()
 }
@@ -253,7 +255,7 @@ func TestRealAgentRestart(t *testing.T) {
 	r.must(syscall.Kill(int(pid), syscall.SIGKILL))
 	r.await(id, "restarted", func(c *ctrmodel.Container) bool { return c.RestartCount == 1 && c.State.Running })
 	for _, a := range r.list() {
-		r.must(r.Remove(t.Context(), a.id, true, force))
+		r.must(r.Remove(t.Context(), a.id, true, ctrmodel.StopOptions{Signal: "KILL"}))
 	}
 	r.clean()
 }
@@ -344,13 +346,102 @@ func TestRealStreams(t *testing.T) {
 		t.Errorf("state %+v", s)
 	}
 	for _, a := range r.list() {
-		r.must(r.Remove(ctx, a.id, true, force))
+		r.must(r.Remove(ctx, a.id, true, ctrmodel.StopOptions{Signal: "KILL"}))
 	}
 	r.clean()
 	if left, _ := filepath.Glob(filepath.Join(r.parts.ExecDir, "*", "*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 	if left, _ := filepath.Glob(filepath.Join(r.parts.LogDir, "*", "*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+var _ Network = (*ctrnet.Network)(nil)
+
+func TestRealNetwork(t *testing.T) {
+	t.Parallel()
+	r, _ := newRealRig(t)
+	ctx := t.Context()
+	// Others may run this test at the same time.
+	pid := os.Getpid()
+	bridge, subnet := fmt.Sprintf("sdv-e%d", pid), fmt.Sprintf("10.%d.%d.", 200+pid>>8%50, pid%256)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	r.must(err)
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	l.Close()
+	published := fmt.Sprint("127.0.0.1:", port)
+	use := func() {
+		network, err := ctrnet.New(ctrnet.Config{Dir: filepath.Join(r.cfg.StateDir, "net"), Bridge: bridge, IP4: subnet + "1/24", ICC: true, Rules: true,
+			Forward: true, Masq: true, Log: r.parts.Log})
+		r.must(err)
+		r.parts.Network = network
+	}
+	r.stop()
+	use()
+	r.start()
+	t.Cleanup(func() {
+		exec.Command("ip", "link", "delete", bridge).Run()
+		exec.Command("nft", "delete", "table", "inet", "sdvbox-"+bridge).Run()
+	})
+	web := r.running("web", cmd("/bin/sh", "-c", "echo hello >/tmp/index.html; exec httpd -f -p 80 -h /tmp"), func(c *ctrmodel.Container) {
+		c.HostConfig.Ports = []ctrmodel.Port{{Container: 80, HostPort: port}}
+	})
+	c := r.get(web)
+	address := c.NetworkSettings.Networks["bridge"].IPAddress
+	if !strings.HasPrefix(address, subnet) {
+		t.Errorf("address %q", address)
+	}
+	get := func(host string) {
+		t.Helper()
+		var err error
+		hasty := &http.Client{Timeout: time.Second}
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+			var resp *http.Response
+			if resp, err = hasty.Get("http://" + host + "/"); err == nil {
+				text, _ := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if string(text) != "hello\n" {
+					t.Errorf("%s says %q", host, text)
+				}
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Errorf("%s: %v", host, err)
+	}
+	get(address)
+	get(published)
+	// Another one cannot have the port, and is not half there.
+	other := r.make("other", obedient, func(c *ctrmodel.Container) {
+		c.HostConfig.Ports = []ctrmodel.Port{{Container: 80, HostPort: port}}
+	})
+	if err := r.Start(ctx, other); err == nil || !strings.Contains(err.Error(), fmt.Sprint(port)) {
+		t.Errorf("error %v", err)
+	}
+	if s := r.get(other).State; s.Status != ctrmodel.Stopped || s.Error == "" {
+		t.Errorf("state %+v", s)
+	}
+	r.must(r.Remove(ctx, other, false, force))
+	// They know each other, as long as they run, and over the end of an agent.
+	client := r.running("client", obedient, func(c *ctrmodel.Container) { c.HostConfig.ExtraHosts = []string{"server:container_web-host"} })
+	r.restart()
+	r.awaitStatus(client, ctrmodel.Running)
+	get(address)
+	get(published)
+	var hosts bytes.Buffer
+	code, err := r.Exec(ctx, client, ctrmodel.ExecOptions{Args: []string{"cat", "/etc/hosts"}}, ctrmodel.Streams{Stdout: &hosts})
+	if code != 0 || err != nil || !regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(address)+`\s.*\bserver\b`).MatchString(hosts.String()) {
+		t.Errorf("cat: %d, %v, %q", code, err, hosts.String())
+	}
+	if s, err := r.Stats(ctx, web); err != nil || s.NetRead == 0 || s.NetWritten == 0 {
+		t.Errorf("stats %+v, %v", s, err)
+	}
+	for _, a := range r.list() {
+		r.must(r.Remove(ctx, a.id, true, ctrmodel.StopOptions{Signal: "KILL"}))
+	}
+	r.clean()
+	if left, _ := filepath.Glob(filepath.Join(r.cfg.StateDir, "net", "*", "*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }
