@@ -8,6 +8,7 @@ git      = git -c safe.directory='*'
 VERSION ?= $(shell $(git) describe --tags --always --dirty --abbrev=12 2>/dev/null || echo unknown)
 COMMIT  ?= $(shell $(git) rev-parse HEAD 2>/dev/null || echo unknown)
 BUILD   ?= build
+TAGS    ?=
 ARCH    ?= $(shell go env GOHOSTARCH)
 DESTDIR ?=
 PREFIX  ?= /usr
@@ -29,10 +30,10 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: $(BUILD)/linux-amd64/sdvbox $(BUILD)/linux-arm64/sdvbox ## build the static binary for amd64 and arm64
+build: $(BUILD)/linux-amd64/sdvbox $(BUILD)/linux-arm64/sdvbox ## build the static binary for amd64 and arm64; TAGS=omit_containers leaves out the container engine
 
 $(BUILD)/linux-%/sdvbox: always
-	CGO_ENABLED=0 GOOS=linux GOARCH=$* GOAMD64=v1 GOARM64=v8.0 go build -trimpath -buildvcs=false -ldflags '$(ldflags)' -o $@.$$$$ . && mv $@.$$$$ $@
+	CGO_ENABLED=0 GOOS=linux GOARCH=$* GOAMD64=v1 GOARM64=v8.0 go build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(ldflags)' -o $@.$$$$ . && mv $@.$$$$ $@
 
 .PHONY: always
 always:

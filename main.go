@@ -6,6 +6,7 @@ package main
 
 import (
 	"os"
+	"slices"
 
 	rauchelper "sdvbox/applets/rauc-helper"
 	"sdvbox/applets/rescue"
@@ -16,13 +17,14 @@ import (
 
 // table lists the applets in the order of --list.
 func table() []applet.Command {
-	return []applet.Command{
+	return slices.Concat([]applet.Command{
 		updatemanager.Command(),
 		selfupdateagent.Command(),
 		rauchelper.Command(),
+	}, containers(), []applet.Command{
 		rescue.Command(),
 		rescue.Init(),
-	}
+	})
 }
 
 func main() {

@@ -53,6 +53,7 @@ type Command struct {
 	Exit        []ExitCode // documented exit codes beyond 0, 1 and 2
 	GoFlagStyle bool       // as programs with Go's flag package: also -config-file=/x and --flag=false, and a wrong environment variable is ignored
 	Raw         bool       // no flag parsing at all: Args are passed through
+	Ahead       bool       // options go before the first argument: what follows may be the options of another program
 	Daemon      bool       // runs until told to stop: no --output
 	Hidden      bool       // works, but is not shown
 
@@ -89,6 +90,9 @@ func (c *Call) Overlay(options any) error {
 	}
 	return c.overlay(options)
 }
+
+// Help is what a command returns to show its help instead of doing anything.
+var Help = errors.New("help asked for")
 
 type exitError struct {
 	code int
@@ -141,7 +145,7 @@ func dispatch(ctx context.Context, cmd *Command, path string, c *Call, args []st
 	if err != nil {
 		return err
 	}
-	rest, err := p.parse(args, len(cmd.Sub) > 0)
+	rest, err := p.parse(args, cmd.Ahead || len(cmd.Sub) > 0)
 	c.JSON = p.json()
 	if err == nil && len(cmd.Sub) > 0 && len(rest) > 0 {
 		if sub := find(cmd.Sub, rest[0]); sub != nil {
@@ -163,7 +167,7 @@ func dispatch(ctx context.Context, cmd *Command, path string, c *Call, args []st
 		c.JSON = p.json()
 	}
 	switch {
-	case errors.Is(err, errHelp):
+	case errors.Is(err, Help):
 		return writeHelp(c.Stdout, cmd, path)
 	case err != nil:
 		return usage(path, err)
@@ -183,12 +187,15 @@ func dispatch(ctx context.Context, cmd *Command, path string, c *Call, args []st
 		if err != nil {
 			return err
 		}
-		if _, err := p.parse(args, false); err != nil {
+		if _, err := p.parse(args, cmd.Ahead); err != nil {
 			return usage(path, err)
 		}
 		return nil
 	}
-	return cmd.Run(ctx, c)
+	if err = cmd.Run(ctx, c); errors.Is(err, Help) {
+		return writeHelp(c.Stdout, cmd, path)
+	}
+	return err
 }
 
 // report prints err as people or programs want it and returns the exit code.

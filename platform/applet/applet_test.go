@@ -61,6 +61,14 @@ func testTable() []Command {
 				}},
 				{Name: "secret", Summary: "not shown", Hidden: true, Run: show},
 				{Name: "raw", Summary: "take anything", Raw: true, Run: show},
+				{Name: "run", Summary: "run a program", Args: "PROGRAM [ARGUMENT...]", Ahead: true, Hidden: true,
+					Options: func() any { return new(slotOptions) },
+					Run: func(ctx context.Context, c *Call) error {
+						if len(c.Args) == 0 {
+							return Help
+						}
+						return show(ctx, c)
+					}},
 			},
 		},
 		{Name: "agent", Summary: "run the agent", Daemon: true, GoFlagStyle: true, Run: show,
@@ -106,6 +114,7 @@ func TestCallReachesTheRightCommand(t *testing.T) {
 		{"slots --output=json show --output=text", result{0, "slots &{Slot:" + wait + `[] json=false` + "\n", ""}},
 		{"slots secret", result{0, "slots <nil> [] json=false\n", ""}},
 		{"slots raw --help -x", result{0, `slots <nil> ["--help" "-x"] json=false` + "\n", ""}},
+		{"slots run -s x ls -s y --help", result{0, `slots &{Slot:x Wait:0s Dry:false Old:} ["ls" "-s" "y" "--help"] json=false` + "\n", ""}},
 		{"slots", result{0, "slots raw []\n", ""}},
 		{"grub-editenv - set a=b --help", result{0, `grub-editenv raw ["-" "set" "a=b" "--help"]` + "\n", ""}},
 		{"sdvbox grub-editenv list", result{0, `grub-editenv raw ["list"]` + "\n", ""}},
@@ -113,6 +122,13 @@ func TestCallReachesTheRightCommand(t *testing.T) {
 		if diff := cmp.Diff(test.want, call(strings.Fields(test.args)...)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", test.args, diff)
 		}
+	}
+}
+
+func TestCommandMayShowItsHelp(t *testing.T) {
+	got := call("slots", "run")
+	if diff := cmp.Diff(call("slots", "run", "--help"), got); diff != "" || !strings.HasPrefix(got.Stdout, "Usage: slots run ") {
+		t.Errorf("got %+v", got)
 	}
 }
 

@@ -12,8 +12,6 @@ import (
 	"github.com/jessevdk/go-flags"
 )
 
-var errHelp = errors.New("help asked for")
-
 // The options that the core adds to those of a command.
 type (
 	outputOption struct {
@@ -90,7 +88,7 @@ func (p *parser) parse(args []string, stop bool) ([]string, error) {
 	}
 	rest, err := p.flags.ParseArgs(args)
 	if e := (*flags.Error)(nil); errors.As(err, &e) && e.Type == flags.ErrHelp {
-		return nil, errHelp
+		return nil, Help
 	}
 	return rest, err
 }

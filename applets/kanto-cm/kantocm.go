@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kantocm is the tools for the containers of a device: kanto-cm, with the commands of Eclipse Kanto's and some more,
+// and sdv-ctr-exec. They ask the container agent at its socket.
+package kantocm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"sdvbox/platform/applet"
+	"sdvbox/platform/cmapi"
+	"sdvbox/platform/ctrmodel"
+)
+
+const (
+	defaultHost = "/run/container-management/container-management.sock"
+	patience    = 5 * time.Second // with an agent that is there and does not answer
+
+	exitUsage    = 2
+	exitNotFound = 3
+	exitDown     = 4
+
+	exitInterrupted = 130 // as a shell says it
+)
+
+// Access is the options that may be before a command and after it.
+type Access struct {
+	Host    string `long:"host" value-name:"ADDRESS" description:"where the container agent is: a socket's path, or tcp://HOST:PORT"`
+	Timeout int    `long:"timeout" value-name:"SECONDS" description:"how long to wait for an agent that is not there; default: not at all"`
+	Debug   bool   `long:"debug" hidden:"true" description:"has no effect"`
+}
+
+// Command describes kanto-cm.
+func Command() applet.Command {
+	s := &Access{Host: defaultHost}
+	commands := []applet.Command{
+		s.create(), s.get(), s.list(), s.logs(), s.remove(), s.rename(), s.start(), s.stop(), s.restart(), s.pause(), s.unpause(),
+		s.update(), s.exec(), s.stats(), s.events(), s.pull(), s.images(), s.sysinfo(),
+	}
+	for i := range commands {
+		commands[i].Exit = append([]applet.ExitCode{
+			{Code: exitNotFound, Meaning: "there is no such container"}, {Code: exitDown, Meaning: "the container agent does not answer"},
+		}, commands[i].Exit...)
+	}
+	return applet.Command{
+		Name:    "kanto-cm",
+		Summary: "manage the containers of this device",
+		Description: `Asks the container agent. Most commands take a container by its id or, with --name, by its name.
+
+With --output json results are JSON, a line for each where there are many.`,
+		Options: func() any { return s },
+		Sub:     commands,
+	}
+}
+
+// run connects, does what a command is for and makes exit codes of errors.
+func (s *Access) run(ctx context.Context, do func(*cmapi.Client) error) error {
+	client := cmapi.NewClient(s.Host)
+	defer client.Close()
+	err := s.wait(ctx, client)
+	if err == nil {
+		err = do(client)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return applet.Exit(exitInterrupted, nil)
+	}
+	switch ctrmodel.KindOf(err) {
+	case ctrmodel.NotFound:
+		return applet.Exit(exitNotFound, err)
+	case ctrmodel.InvalidArgument:
+		return applet.Exit(exitUsage, err)
+	}
+	return err
+}
+
+// wait returns nil when the agent answers.
+func (s *Access) wait(ctx context.Context, client *cmapi.Client) error {
+	limit := time.Duration(s.Timeout) * time.Second
+	start := time.Now()
+	for {
+		call, cancel := context.WithTimeout(ctx, max(patience, limit-time.Since(start)))
+		_, err := client.ProjectInfo(call)
+		cancel()
+		switch kind := ctrmodel.KindOf(err); {
+		case err == nil || ctx.Err() != nil:
+			return err
+		case kind != ctrmodel.Unavailable && kind != ctrmodel.DeadlineExceeded:
+			return err
+		case time.Since(start) >= limit:
+			return applet.Exit(exitDown, fmt.Errorf("the container agent does not answer at %s: %w", s.Host, err))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// Target is the container that a command is about.
+type Target struct {
+	*Access
+	Name string `short:"n" long:"name" value-name:"NAME" description:"the container with this name"`
+}
+
+func usage(format string, args ...any) error {
+	return applet.Exit(exitUsage, fmt.Errorf(format, args...))
+}
+
+// split takes the id from the arguments, unless there is a name, and leaves from least to most others.
+func (t *Target) split(args []string, least, most int) (id string, rest []string, err error) {
+	if t.Name == "" {
+		if len(args) == 0 {
+			return "", nil, usage("expected the id of a container, or its name with --name")
+		}
+		id, args = args[0], args[1:]
+	}
+	switch {
+	case len(args) < least:
+		return "", nil, usage("an argument is missing")
+	case len(args) > most && t.Name != "" && most == 0:
+		return "", nil, usage("expected either an id or a name, not both")
+	case len(args) > most:
+		return "", nil, usage("unexpected argument %q", args[most])
+	}
+	return id, args, nil
+}
+
+// find returns the container that split has found an id or a name of.
+func (t *Target) find(ctx context.Context, client *cmapi.Client, id string) (*ctrmodel.Container, error) {
+	if id != "" {
+		return client.Get(ctx, id)
+	}
+	list, err := client.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var found *ctrmodel.Container
+	for _, c := range list {
+		if c.Name == t.Name {
+			if found != nil {
+				return nil, fmt.Errorf("more than one container has the name %s: use an id", t.Name)
+			}
+			found = c
+		}
+	}
+	if found == nil {
+		return nil, ctrmodel.Errorf(ctrmodel.NotFound, "there is no container with the name %s", t.Name)
+	}
+	return found, nil
+}
+
+// simple is the Run of a command that does one thing to one container and says nothing.
+func (t *Target) simple(ctx context.Context, args []string, do func(*cmapi.Client, *ctrmodel.Container) error) error {
+	id, _, err := t.split(args, 0, 0)
+	if err != nil {
+		return err
+	}
+	return t.with(ctx, id, do)
+}
+
+func (t *Target) with(ctx context.Context, id string, do func(*cmapi.Client, *ctrmodel.Container) error) error {
+	return t.run(ctx, func(client *cmapi.Client) error {
+		c, err := t.find(ctx, client, id)
+		if err != nil {
+			return err
+		}
+		return do(client, c)
+	})
+}
+
+// list is an option that can be given more than once, and with commas.
+type list []string
+
+// UnmarshalFlag adds what is between commas.
+func (l *list) UnmarshalFlag(text string) error {
+	*l = append(*l, strings.Split(text, ",")...)
+	return nil
+}
+
+// seconds is a time as 1m15s, or as a number of seconds.
+type seconds int64
+
+// UnmarshalFlag sets s from the command line.
+func (s *seconds) UnmarshalFlag(text string) error {
+	if text == "" {
+		return nil
+	}
+	d, err := time.ParseDuration(text)
+	if n, e := strconv.ParseInt(text, 10, 32); e == nil {
+		d, err = time.Duration(n)*time.Second, nil
+	}
+	if err != nil || d < 0 {
+		return fmt.Errorf("%q: expected a time as 1m15s", text)
+	}
+	*s = seconds(d.Round(time.Second) / time.Second)
+	return nil
+}
+
+// printJSON prints one result on a line.
+func printJSON(c *applet.Call, v any) error { return json.NewEncoder(c.Stdout).Encode(v) }
+
+// plain is text from outside without what could fool a terminal or a table.
+func plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// size is that of memory, of which -1 is one.
+type size string
+
+// IsValidValue lets a size begin as an option does.
+func (*size) IsValidValue(string) error { return nil }

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kantocm
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"sdvbox/platform/ctrmodel"
+)
+
+// terminal returns the descriptor of a stream that is a terminal.
+func terminal(stream any) (fd int, ok bool) {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return 0, false
+	}
+	fd = int(f.Fd())
+	_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	return fd, err == nil
+}
+
+// raw has the terminal pass on everything that is typed, until restore is called.
+func raw(fd int) (restore func(), err error) {
+	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return nil, err
+	}
+	t := *old
+	t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
+	t.Oflag &^= unix.OPOST
+	t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+	t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
+	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &t); err != nil {
+		return nil, err
+	}
+	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) }, nil
+}
+
+// streams connects to a process: with a terminal of its own if tty, and then also with ours, raw, if it gets our input.
+func streams(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, input, tty bool) (s ctrmodel.Streams, restore func()) {
+	s = ctrmodel.Streams{Stdout: stdout, Stderr: stderr}
+	restore = func() {}
+	if input {
+		s.Stdin = stdin
+	}
+	fd, ours := terminal(stdin)
+	if !tty || !input || !ours {
+		return s, restore
+	}
+	if undo, err := raw(fd); err == nil {
+		restore = undo
+	}
+	s.Resize = sizes(ctx, fd)
+	return s, restore
+}
+
+// sizes tells the size of the terminal, now and when it changes.
+func sizes(ctx context.Context, fd int) <-chan ctrmodel.WindowSize {
+	changed := make(chan os.Signal, 1)
+	changed <- syscall.SIGWINCH
+	signal.Notify(changed, syscall.SIGWINCH)
+	out := make(chan ctrmodel.WindowSize)
+	go func() {
+		defer signal.Stop(changed)
+		for {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+			size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+			if err != nil {
+				return
+			}
+			select {
+			case out <- ctrmodel.WindowSize{Width: uint32(size.Col), Height: uint32(size.Row)}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
