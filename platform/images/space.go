@@ -72,7 +72,9 @@ func (s *Store) full(free, need int64) error {
 // guard ends the context when space gets short.
 func (s *Store) guard(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		tick := time.NewTicker(200 * time.Millisecond)
 		defer tick.Stop()
 		for {
@@ -86,5 +88,8 @@ func (s *Store) guard(ctx context.Context) (_ context.Context, stop func()) {
 			}
 		}
 	}()
-	return ctx, func() { cancel(nil) }
+	return ctx, func() {
+		cancel(nil)
+		<-ended
+	}
 }
