@@ -124,8 +124,9 @@ func (c *Client) Call(ctx context.Context, method string, req, resp any) error {
 }
 
 func (c *Client) request(ctx context.Context, method string, body io.Reader) (*http.Request, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fromTransport(ctx, err)
+	deadline, limited := ctx.Deadline()
+	if ctx.Err() != nil || limited && !time.Now().Before(deadline) {
+		return nil, fromTransport(ctx, ctx.Err())
 	}
 	// The authority that grpc-go uses for UNIX sockets. Not checked by anybody.
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost"+method, body)
@@ -145,7 +146,7 @@ func (c *Client) request(ctx context.Context, method string, body io.Reader) (*h
 	r.Header.Set("Content-Type", "application/grpc")
 	r.Header.Set("Te", "trailers")
 	r.Header.Set("User-Agent", "grpc-sdvbox")
-	if deadline, ok := ctx.Deadline(); ok {
+	if limited {
 		r.Header.Set("Grpc-Timeout", encodeTimeout(time.Until(deadline)))
 	}
 	return r, nil
