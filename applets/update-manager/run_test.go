@@ -101,7 +101,7 @@ func (r *rig) hears(want string) {
 	r.t.Helper()
 	var heard []string
 	b := make([]byte, 4096)
-	r.notify.SetReadDeadline(time.Now().Add(10 * time.Second))
+	r.notify.SetReadDeadline(time.Now().Add(30 * time.Second))
 	for {
 		n, err := r.notify.Read(b)
 		if err != nil {
@@ -123,7 +123,7 @@ func (r *rig) stop(sig syscall.Signal) error {
 	select {
 	case err := <-r.exited:
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		r.t.Error("the update manager does not end")
 		return nil
 	}
@@ -143,7 +143,7 @@ func (r *rig) ask(args ...string) result {
 func (r *rig) until(code int, want string) {
 	r.t.Helper()
 	var got result
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if got = r.ask("status"); got.Code == code && strings.Contains(got.Stdout, want) {
 			return
 		}
@@ -201,7 +201,7 @@ func TestShippedConfigurationUpdatesTheVehicle(t *testing.T) {
 	r := newRig(t, "--reboot-after=500ms", "--metrics-address", metricsAddress)
 	r.agents(100 * time.Millisecond)
 	r.start()
-	r.until(0, "connected to the bus\nactivity:  none (idle)\n")
+	r.until(0, "), connected to the bus\nactivity:  none (idle)\n")
 	if got := r.ask("cancel"); got.Code != exitNothing || !strings.Contains(got.Stderr, "no activity is under way") {
 		t.Errorf("cancel of nothing: %+v", got)
 	}
@@ -218,7 +218,7 @@ func TestShippedConfigurationUpdatesTheVehicle(t *testing.T) {
 		t.Fatalf("ended as %s %s", status, message)
 	}
 	r.until(exitBusy, "phase:      reboot")
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(r.file("rebooted")); err == nil {
 			break
 		} else if time.Now().After(deadline) {
@@ -295,7 +295,7 @@ func TestKilledDaemonGoesOnAndCanBeCancelled(t *testing.T) {
 	}
 
 	r.start()
-	r.until(exitBusy, "connected to the bus")
+	r.until(exitBusy, "), connected to the bus")
 	if got := r.ask("cancel", "u2"); got.Code != exitNothing || !strings.Contains(got.Stderr, `"u1" is`) {
 		t.Errorf("cancel of another activity: %+v", got)
 	}

@@ -26,7 +26,7 @@ import (
 	"sdvbox/testing/broker"
 )
 
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // rig is a manager on a bus.
 type rig struct {
