@@ -25,7 +25,8 @@ import (
 )
 
 // Import takes the images of an archive: a tar file, perhaps compressed with gzip, or a directory, in the layout of OCI or of
-// docker save. Those that have no name are left out; it is an error if none has.
+// docker save. Those that have no name are left out; it is an error if none has. Signatures are not looked for: with a verifier,
+// Pull asks the registry for that of an imported image.
 func (s *Store) Import(ctx context.Context, file string) (list []Image, err error) {
 	a, err := s.openArchive(file)
 	if err != nil {

@@ -58,12 +58,13 @@ func FuzzNames(f *testing.F) {
 func FuzzArchives(f *testing.F) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for name, text := range map[string]string{
-		"index.json":    `{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"` + digests.FromString("").String() + `","annotations":{"org.opencontainers.image.ref.name":"r.example/a:1"}}]}`,
-		"manifest.json": `[{"Config":"c","RepoTags":["r.example/a:1"],"Layers":["c"]}]`, "c": "{}",
+	for _, file := range [][2]string{
+		{"index.json", `{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"` + digests.FromString("").String() + `","annotations":{"org.opencontainers.image.ref.name":"r.example/a:1"}}]}`},
+		{"manifest.json", `[{"Config":"c","RepoTags":["r.example/a:1"],"Layers":["c"]}]`},
+		{"c", "{}"},
 	} {
-		w.WriteHeader(&tar.Header{Name: name, Size: int64(len(text))})
-		w.Write([]byte(text))
+		w.WriteHeader(&tar.Header{Name: file[0], Size: int64(len(file[1]))})
+		w.Write([]byte(file[1]))
 	}
 	w.Close()
 	f.Add(b.Bytes())
