@@ -143,8 +143,8 @@ func TestAgentKilledAtEachStep(t *testing.T) {
 						t.Errorf("%s: %v", what, err)
 					}
 				}
-				if len(r.fake.boxes) > 0 {
-					t.Errorf("%s: left behind %v", what, r.fake.boxes)
+				if left := r.fake.left(); len(left) > 0 {
+					t.Errorf("%s: left behind %v", what, left)
 				}
 				r.stop()
 			}

@@ -71,8 +71,8 @@ func TestLifeOfAContainer(t *testing.T) {
 	if strings.Join(got, " ") != want {
 		t.Errorf("events %v\n want %s", got, want)
 	}
-	if left, _ := filepath.Glob(filepath.Join(r.cfg.StateDir, "containers", "*")); len(left) > 0 || len(r.fake.boxes) > 0 {
-		t.Errorf("left behind: %v %v", left, r.fake.boxes)
+	if left, _ := filepath.Glob(filepath.Join(r.cfg.StateDir, "containers", "*")); len(left) > 0 || len(r.fake.left()) > 0 {
+		t.Errorf("left behind: %v %v", left, r.fake.left())
 	}
 }
 
@@ -494,7 +494,7 @@ func TestAgentKilledDuringCreate(t *testing.T) {
 			t.Fatal("half a container is left")
 		}
 	}
-	if len(r.fake.boxes) > 0 {
+	if len(r.fake.left()) > 0 {
 		t.Error("its snapshot is left")
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -84,6 +86,13 @@ func (f *fake) setDown(down bool) {
 	}
 }
 
+// left is what there is of containers.
+func (f *fake) left() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.boxes))
+}
+
 // exit ends a process by itself.
 func (f *fake) exit(id string, code int64) {
 	f.mu.Lock()
@@ -128,7 +137,10 @@ func (f *fake) Look(_ context.Context, id string) (Actual, error) {
 		return Actual{}, err
 	}
 	defer unlock()
-	b := f.box(id)
+	b := f.boxes[id]
+	if b == nil {
+		return Actual{}, nil
+	}
 	return Actual{Snapshot: b.snapshot, Object: b.task != NoTask, Task: b.task}, nil
 }
 
@@ -183,8 +195,12 @@ func (f *fake) Wait(ctx context.Context, id string) (Exit, error) {
 	if err != nil {
 		return Exit{}, err
 	}
-	b, down := f.box(id), f.down
-	task, end := b.task, b.end
+	var task Task
+	var end *end
+	if b := f.boxes[id]; b != nil {
+		task, end = b.task, b.end
+	}
+	down := f.down
 	unlock()
 	if task == NoTask {
 		return Exit{Lost: true, At: time.Now()}, nil
