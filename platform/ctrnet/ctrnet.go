@@ -258,10 +258,20 @@ func (n *Network) load(id string) (*sandbox, error) {
 	if err := json.Unmarshal(text, s); err != nil {
 		return nil, fmt.Errorf("%s: %w", n.file(id, "sandbox.json"), err)
 	}
-	if s.ID != id || s.bridged() && !(s.Bridge.IsValid() && s.IP4.IsValid()) {
-		return nil, fmt.Errorf("%s: not of this container, or without an address", n.file(id, "sandbox.json"))
+	if s.ID != id || s.bridged() && !s.addressed() {
+		return nil, fmt.Errorf("%s: not of this container, or without its addresses", n.file(id, "sandbox.json"))
 	}
 	return s, nil
+}
+
+// addressed reports whether a sandbox has all that rules are made of.
+func (s *sandbox) addressed() bool {
+	for _, p := range s.Ports {
+		if !p.Host.IsValid() || !p.Target.IsValid() || p.Host.Addr().Is4() != p.Target.Addr().Is4() || protocols[p.Proto] == 0 {
+			return false
+		}
+	}
+	return s.Bridge.IsValid() && s.Bridge.Addr().Is4() && s.Bridge.Bits() <= 30 && s.IP4.Is4() && (s.IP6 == netip.Addr{} || s.IP6.Is6())
 }
 
 // settings is what a sandbox is for the world outside.

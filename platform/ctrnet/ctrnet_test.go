@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,6 +32,8 @@ import (
 func TestMain(m *testing.M) {
 	const inside = "CTRNET_TEST_INSIDE"
 	switch {
+	case slices.Contains(os.Args, "-test.fuzzworker"):
+		os.Exit(m.Run())
 	case os.Getenv(inside) != "":
 		os.Exit(setUpHost(m.Run))
 	case os.Geteuid() != 0:
@@ -80,6 +83,7 @@ func setUpHost(run func() int) int {
 	check(err)
 	there, err := netlink.NewHandleAt(netns.NsHandle(fd))
 	check(err)
+	check(os.WriteFile("/proc/sys/net/ipv6/conf/out0/accept_dad", []byte("0"), 0))
 	up := func(h *netlink.Handle, name string, addrs ...string) {
 		link, err := h.LinkByName(name)
 		check(err)
@@ -238,7 +242,7 @@ func serve(t *testing.T, netNS, name, network, at string) {
 				if err != nil {
 					return
 				}
-				fmt.Fprint(conn, name, " ", conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr())
+				fmt.Fprint(conn, name, " ", conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
 				conn.Close()
 			}
 		}()
@@ -614,5 +618,81 @@ func TestWithoutRulesTheFirewallIsLeftAlone(t *testing.T) {
 	n = restart(t, n)
 	if out, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err != nil || strings.Contains(string(out), n.tableName()) {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestIPv6(t *testing.T) {
+	n := newNetwork(t, func(c *Config) { c.IPv6 = true })
+	one, two := container("one", "8080:80", "["+hostIP6+"]:8081:80"), container("two", "[::]:8082:80/udp")
+	first, second := attach(t, n, one), attach(t, n, two)
+	ip := n.sandboxes[one.ID].IP6.String()
+	serve(t, first, "one", "tcp", ":80")
+	serve(t, second, "two", "udp6", ":80")
+	serve(t, worldNS, "world", "tcp6", "["+worldIP6+"]:80")
+	bridge := n.map6(n.bridge.Addr()).String()
+	for range 10 { // the kernel takes up to a second to notice that a new bridge and the cable outside are connected
+		if ask(first, "tcp", "["+worldIP6+"]:80") != "" {
+			break
+		}
+	}
+	for _, test := range []struct{ from, network, at, want string }{
+		{first, "tcp", "[" + worldIP6 + "]:80", "world " + hostIP6},
+		{second, "tcp", "[" + ip + "]:80", "one " + n.sandboxes[two.ID].IP6.String()},
+		{worldNS, "tcp", "[" + hostIP6 + "]:8080", "one " + worldIP6},
+		{worldNS, "tcp", hostIP + ":8080", "one " + worldIP},
+		{worldNS, "tcp", "[" + hostIP6 + "]:8081", "one " + worldIP6},
+		{worldNS, "tcp", hostIP + ":8081", ""},
+		{worldNS, "udp", "[" + hostIP6 + "]:8082", "two " + worldIP6},
+		{second, "tcp", "[" + hostIP6 + "]:8080", "one " + bridge},
+		{first, "tcp", "[" + hostIP6 + "]:8080", "one " + bridge},
+		{"", "tcp", "[" + hostIP6 + "]:8080", "one " + hostIP6},
+		{"", "tcp", "localhost:8080", "one " + n.bridge.Addr().String()},
+	} {
+		wantAnswer(t, test.from, test.network, test.at, test.want)
+	}
+	if got := lookUp(t, two.HostsPath, "one"); got != ipOf(one)+" "+ip {
+		t.Errorf("one is at %s", got)
+	}
+	n = restart(t, n, one.ID, two.ID)
+	wantAnswer(t, worldNS, "tcp", "["+hostIP6+"]:8080", "one "+worldIP6)
+}
+
+func TestContainersAreKeptFromEachOther(t *testing.T) {
+	n := newNetwork(t, func(c *Config) { c.ICC = false })
+	one, two := container("one", "8080:80"), container("two")
+	first, second := attach(t, n, one), attach(t, n, two)
+	serve(t, first, "one", "tcp4", ":80")
+	serve(t, worldNS, "world", "tcp4", worldIP+":81")
+	for _, filtered := range []string{"1", "0"} {
+		if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(filtered), 0); err != nil && filtered == "1" {
+			continue
+		}
+		wantAnswer(t, second, "tcp", ipOf(one)+":80", "")
+		wantAnswer(t, second, "tcp", worldIP+":81", "world "+hostIP)
+		wantAnswer(t, worldNS, "tcp", hostIP+":8080", "one "+worldIP)
+		if filtered == "0" { // else it does not leave the bridge, and there they are apart
+			wantAnswer(t, second, "tcp", hostIP+":8080", "one "+n.bridge.Addr().String())
+		}
+	}
+}
+
+func TestDatagramsThatCameTooEarlyDoNotHideTheContainer(t *testing.T) {
+	n := newNetwork(t, nil)
+	attach(t, n, container("other", "8054:53/udp")) // the kernel keeps track of flows
+	var conn net.Conn
+	within(worldNS, func() {
+		var err error
+		conn, err = net.Dial("udp", hostIP+":8053")
+		check(err)
+	})
+	defer conn.Close()
+	conn.Write([]byte("?"))
+	conn.SetDeadline(time.Now().Add(time.Second))
+	conn.Read(make([]byte, 1)) // nobody is there
+	serve(t, attach(t, n, container("one", "8053:53/udp")), "one", "udp4", ":53")
+	conn.Write([]byte("?"))
+	b := make([]byte, 100)
+	if i, err := conn.Read(b); string(b[:i]) != "one "+worldIP {
+		t.Errorf("answer %q, %v", b[:i], err)
 	}
 }

@@ -62,10 +62,10 @@ func (n *Network) raiseBridge() error {
 	if link.Type() != "bridge" {
 		return fmt.Errorf("bridge %s: there is a device of this name that is no bridge but %s", n.cfg.Bridge, link.Type())
 	}
-	if err := n.setUpBridge(link); err != nil {
+	if err := errors.Join(n.setSysctls(), n.setUpBridge(link)); err != nil {
 		return fmt.Errorf("bridge %s: %w", n.cfg.Bridge, err)
 	}
-	return n.setSysctls()
+	return nil
 }
 
 func (n *Network) setUpBridge(link netlink.Link) error {
@@ -74,8 +74,10 @@ func (n *Network) setUpBridge(link netlink.Link) error {
 			return fmt.Errorf("set MTU: %w", err)
 		}
 	}
-	if err := setAddresses(link, n.networks()); err != nil {
-		return err
+	for _, own := range n.networks() {
+		if err := netlink.AddrAdd(link, address(own)); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add address %s: %w", own, err)
+		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return err
@@ -85,33 +87,6 @@ func (n *Network) setUpBridge(link netlink.Link) error {
 			if err := n.join(end, link); err != nil {
 				return err
 			}
-		}
-	}
-	return nil
-}
-
-// setAddresses gives a link exactly these addresses, apart from link-local ones.
-func setAddresses(link netlink.Link, want []netip.Prefix) error {
-	have, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
-	if err != nil {
-		return err
-	}
-	missing := map[string]netip.Prefix{}
-	for _, p := range want {
-		missing[p.String()] = p
-	}
-	for _, a := range have {
-		if _, ok := missing[a.IPNet.String()]; ok {
-			delete(missing, a.IPNet.String())
-		} else if !a.IP.IsLinkLocalUnicast() {
-			if err := netlink.AddrDel(link, &a); err != nil {
-				return fmt.Errorf("remove address %s: %w", a.IPNet, err)
-			}
-		}
-	}
-	for _, p := range missing {
-		if err := netlink.AddrAdd(link, address(p)); err != nil {
-			return fmt.Errorf("add address %s: %w", p, err)
 		}
 	}
 	return nil
@@ -259,6 +234,11 @@ func (n *Network) sweepLinks() error {
 func (n *Network) setSysctls() error {
 	// From the host's own loopback address to a published port.
 	settings := [][2]string{{"ipv4/conf/" + n.cfg.Bridge + "/route_localnet", "1"}}
+	if n.cfg.IPv6 {
+		conf := "ipv6/conf/" + n.cfg.Bridge
+		// The kernel finds no neighbour to pass a packet on to before its own address is sure to be the only one.
+		settings = append(settings, [2]string{conf + "/accept_dad", "0"}, [2]string{conf + "/disable_ipv6", "0"})
+	}
 	if n.cfg.Forward {
 		settings = append(settings, [2]string{"ipv4/ip_forward", "1"})
 		if n.cfg.IPv6 {

@@ -22,6 +22,7 @@ var groups = map[string][]pkg{
 		{"runc", "runs containers"},
 		{"crun", "runs them, too"},
 		{"busybox-static", "programs in containers"},
+		{"nftables", "rules of the network of containers, to compare with"},
 	},
 	"vehicle": {
 		{"qemu-system-x86", "the machine"},

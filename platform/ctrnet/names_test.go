@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrnet
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"sdvbox/platform/ctrmodel"
+)
+
+// lookUp is what a name stands for in a hosts file: as in the resolver, the first lines count.
+func lookUp(t *testing.T, hosts, name string) string {
+	t.Helper()
+	var ips []string
+	for line := range strings.Lines(read(t, hosts)) {
+		f := strings.Fields(line)
+		for i, word := range f {
+			if i > 0 && word == name {
+				ips = append(ips, f[0])
+			}
+		}
+	}
+	return strings.Join(ips, " ")
+}
+
+func wantHost(t *testing.T, c *ctrmodel.Container, name, want string) {
+	t.Helper()
+	if got := lookUp(t, c.HostsPath, name); got != want {
+		t.Errorf("container %s takes %s for %q, want %q", c.Name, name, got, want)
+	}
+}
+
+func inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Sys().(*syscall.Stat_t).Ino
+}
+
+func TestContainersKnowEachOtherByName(t *testing.T) {
+	n := newNetwork(t, nil)
+	one, two := container("one", "db:container_two-host"), container("two")
+	attach(t, n, one)
+	file := inode(t, one.HostsPath)
+	wantHost(t, one, "localhost", "127.0.0.1 ::1")
+	for _, name := range []string{"one", "one-host", "one-host.one-domain"} {
+		wantHost(t, one, name, ipOf(one))
+	}
+	wantHost(t, one, "two", "")
+	wantHost(t, one, "db", "")
+
+	attach(t, n, two)
+	for _, name := range []string{"two", "two-host", "two-host.two-domain", "db"} {
+		wantHost(t, one, name, ipOf(two))
+	}
+	wantHost(t, two, "one", ipOf(one))
+
+	n = restart(t, n, one.ID, two.ID)
+	wantHost(t, one, "two", ipOf(two))
+	detach(t, n, two)
+	wantHost(t, one, "two", "")
+	wantHost(t, one, "db", "")
+	if inode(t, one.HostsPath) != file {
+		t.Error("the hosts file that the container has mounted is another one now")
+	}
+}
+
+func TestExtraHostsLeadToWhatTheyStandFor(t *testing.T) {
+	var log bytes.Buffer
+	n := newNetwork(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	twin := container("twin")
+	twin.HostName = "other-host"
+	other := container("other")
+	attach(t, n, other)
+	c := container("one", "four:10.1.2.3", "six:fd00::5", "bracket:[fd00::6]", "host:host_ip", "out:host_ip_out0",
+		"nodevice:host_ip_absent0", "peer:container_other-host", "nobody:container_nobody", "word:something", "other:10.1.1.1")
+	attach(t, n, c)
+	for name, want := range map[string]string{
+		"four": "10.1.2.3", "six": "fd00::5", "bracket": "fd00::6", "host": n.bridge.Addr().String(), "out": hostIP,
+		"nodevice": "", "peer": ipOf(other), "nobody": "", "word": "", "other": "10.1.1.1",
+	} {
+		wantHost(t, c, name, want)
+	}
+	attach(t, n, twin) // two have the host name now
+	wantHost(t, c, "peer", "")
+	wantHost(t, c, "other-host", "")
+	for _, want := range []string{"absent0 has no address", "host name nobody", "is neither an address", "several containers have the host name other-host"} {
+		if strings.Count(log.String(), want) != 1 {
+			t.Errorf("%q is not said once: %s", want, log.String())
+		}
+	}
+	detach(t, n, twin)
+	wantHost(t, c, "peer", ipOf(other))
+}
+
+func TestContainerInTheNetworkOfTheHostHasItsFiles(t *testing.T) {
+	n := newNetwork(t, nil)
+	check(os.WriteFile(filepath.Join(n.cfg.HostFiles, "hosts"), []byte("127.0.0.1 localhost\n10.0.0.7 vehicle"), 0o644))
+	check(os.WriteFile(filepath.Join(n.cfg.HostFiles, "resolv.conf"), []byte("nameserver 127.0.0.53\n"), 0o644))
+	c, peer := container("one", "four:10.1.2.3"), container("peer")
+	c.HostConfig.NetworkMode = ctrmodel.HostNetwork
+	if netNS := attach(t, n, c); netNS != "" {
+		t.Errorf("it has the namespace %s", netNS)
+	}
+	attach(t, n, peer)
+	for name, want := range map[string]string{"vehicle": "10.0.0.7", "four": "10.1.2.3", "peer": ipOf(peer)} {
+		wantHost(t, c, name, want)
+	}
+	if text := read(t, c.ResolvConfPath); text != "nameserver 127.0.0.53\n" {
+		t.Errorf("resolv.conf:\n%s", text)
+	}
+	if _, ok := c.NetworkSettings.Networks["host"]; !ok {
+		t.Errorf("network settings %+v", c.NetworkSettings)
+	}
+	n = restart(t, n, c.ID)
+	wantHost(t, c, "vehicle", "10.0.0.7")
+	detach(t, n, c)
+}
+
+func TestOnlyServersInReachAreAsked(t *testing.T) {
+	n := &Network{cfg: Config{HostFiles: t.TempDir()}}
+	check(os.WriteFile(filepath.Join(n.cfg.HostFiles, "resolv.conf"), []byte("# by hand\nnameserver 127.0.0.1\nnameserver 10.0.0.53\n"+
+		"nameserver fe80::1%eth0\nnameserver fd00::53\nnameserver junk\nsearch vehicle.example\noptions ndots:2\n"), 0o644))
+	s := &sandbox{Mode: ctrmodel.BridgeNetwork}
+	want := "# by hand\nnameserver 10.0.0.53\nsearch vehicle.example\noptions ndots:2\n"
+	if got := n.resolvConf(s); got != want {
+		t.Errorf("resolv.conf\n%s\nwant\n%s", got, want)
+	}
+	s.IP6 = netip.MustParseAddr("fd00::1")
+	want = strings.Replace(want, "search", "nameserver fd00::53\nsearch", 1)
+	if got := n.resolvConf(s); got != want {
+		t.Errorf("with IPv6: resolv.conf\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestNamesFollowChangesOfTheHost(t *testing.T) {
+	n := newNetwork(t, nil)
+	c := container("one", "out:host_ip_late0", "8080:80")
+	serve(t, attach(t, n, c), "one", "tcp4", ":80")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- n.Watch(ctx, 200*time.Millisecond) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	wantHost(t, c, "out", "")
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "late0"
+	late := &netlink.Veth{LinkAttrs: attrs, PeerName: "late1"}
+	check(netlink.LinkAdd(late))
+	defer netlink.LinkDel(late)
+	check(netlink.AddrAdd(late, address(netip.MustParsePrefix("10.8.0.1/24"))))
+	check(os.WriteFile(filepath.Join(n.cfg.HostFiles, "resolv.conf"), []byte("nameserver 10.8.0.2\n"), 0o644))
+	check(netlink.LinkDel(mustLink(n.cfg.Bridge)))
+	for range 50 {
+		time.Sleep(50 * time.Millisecond)
+		if lookUp(t, c.HostsPath, "out") == "10.8.0.1" && read(t, c.ResolvConfPath) == "nameserver 10.8.0.2\n" &&
+			ask(worldNS, "tcp", hostIP+":8080") != "" {
+			return
+		}
+	}
+	t.Errorf("hosts:\n%s\nresolv.conf:\n%s\nport: %s", read(t, c.HostsPath), read(t, c.ResolvConfPath), ask(worldNS, "tcp", hostIP+":8080"))
+}
+
+func FuzzSandboxFile(f *testing.F) {
+	f.Add([]byte(`{"ID":"x","Mode":"bridge","Bridge":"172.17.0.1/16","IP4":"172.17.0.2","Ports":[{"Proto":"tcp","Host":"0.0.0.0:1","Target":"172.17.0.2:2"}]}`))
+	f.Add([]byte(`{"ID":"x","Mode":"bridge","Bridge":"fd00::/8","IP4":"fd00::1","Ports":[{}]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		n := &Network{cfg: Config{Dir: t.TempDir(), IPv6: true}}
+		check(os.MkdirAll(n.file("x", ""), 0o755))
+		check(os.WriteFile(n.file("x", "sandbox.json"), text, 0o600))
+		s, err := n.load("x")
+		if err != nil {
+			return
+		}
+		n.sandboxes = map[string]*sandbox{"x": s}
+		if n.bridge, err = n.elect(); err != nil || !s.bridged() {
+			return
+		}
+		n.settings(s)
+		n.networks()
+		for _, p := range s.Ports {
+			p.match()
+			p.redirect()
+		}
+	})
+}
