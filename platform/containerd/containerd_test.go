@@ -520,7 +520,7 @@ func TestWantOfMemoryIsAnEvent(t *testing.T) {
 	c, _, ctx := connect(t)
 	events := must(c.Subscribe(ctx, `topic=="/tasks/oom"`, `topic=="/tasks/exit"`))(t)
 	defer events.Close()
-	id, mounts := container(t, c, ctx, false, "/bin/sh", "-c", "x=12345678; while :; do x=$x$x; done")
+	id, mounts := container(t, c, ctx, false, "/bin/sh", "-c", "sleep 1; x=12345678; while :; do x=$x$x; done") // its shim looks out for it only once it has started
 	must(c.Tasks.Create(ctx, id, mounts, IO{}, nil))(t)
 	must(c.Tasks.Start(ctx, id, ""))(t)
 	var seen []string
