@@ -31,7 +31,7 @@ type Parts struct {
 	Images    *images.Store
 	Network   Network
 	Namespace string // of containerd, as the client's
-	Lease     string // that keeps file systems from being collected as garbage; empty: kanto-cm.Lease
+	Lease     string // that keeps file systems from being collected as garbage; empty: kanto-cm.lease
 	Runtime   string // in place of any flavour of runc; empty: io.containerd.runc.v2
 	Runc      string // the program, empty: runc
 	LogDir    string // below which logs are, unless a container has another place for them
@@ -57,7 +57,7 @@ type machine struct {
 }
 
 func newMachine(p Parts) *machine {
-	p.Lease, p.Runtime = cmp.Or(p.Lease, "kanto-cm.Lease"), cmp.Or(p.Runtime, "io.containerd.runc.v2")
+	p.Lease, p.Runtime = cmp.Or(p.Lease, "kanto-cm.lease"), cmp.Or(p.Runtime, "io.containerd.runc.v2")
 	return &machine{Parts: p, host: ocispec.Probe(), consoles: map[string]*ctrlog.Console{}}
 }
 
