@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -100,8 +101,20 @@ func (m *image) json(mediaType string, v any) v1.Descriptor {
 
 type layer struct{ plain, packed []byte }
 
+var layers sync.Map // made once
+
 // newLayer is a layer with one file, which has random bytes.
 func newLayer(name string, size int, seed uint64) layer {
+	key := fmt.Sprint(name, size, seed)
+	if l, made := layers.Load(key); made {
+		return l.(layer)
+	}
+	l := makeLayer(name, size, seed)
+	layers.Store(key, l)
+	return l
+}
+
+func makeLayer(name string, size int, seed uint64) layer {
 	random := rand.NewChaCha8([32]byte{byte(seed)})
 	content := make([]byte, size)
 	random.Read(content)

@@ -54,7 +54,7 @@ func cut(w http.ResponseWriter, data []byte, n int) {
 func TestAPullGoesOnWhereItWas(t *testing.T) {
 	t.Parallel()
 	r := startRegistry(t, false)
-	s, d := start(t, func(c *Config) { c.Patience, c.Stall = 15*time.Second, 500*time.Millisecond })
+	s, d := start(t, func(c *Config) { c.Patience, c.Stall = 30*time.Second, 2*time.Second })
 	ref := r.push(t, newImage(1), "app:1")
 	data := newLayer("app", 3<<20, 1).packed
 	var ranges []string
@@ -161,6 +161,7 @@ func TestRegistriesThatMisbehave(t *testing.T) {
 	ref := r.push(t, newImage(1), "app:1")
 	data := newLayer("app", 3<<20, 1).packed
 	wrong := append([]byte("x"), data[1:]...)
+	long := append(slices.Clone(data), 1)
 	answer := func(path string, f func(w http.ResponseWriter)) func(http.ResponseWriter, *http.Request) bool {
 		return func(w http.ResponseWriter, r *http.Request) bool {
 			if strings.Contains(r.URL.Path, path) {
@@ -188,7 +189,7 @@ func TestRegistriesThatMisbehave(t *testing.T) {
 		words  string
 	}{
 		{"wrong blob", answer(app(1).String(), func(w http.ResponseWriter) { w.Write(wrong) }), ctrmodel.FailedPrecondition, app(1).String()},
-		{"long blob", answer(app(1).String(), func(w http.ResponseWriter) { cut(w, append(data, 1), len(data)) }), ctrmodel.FailedPrecondition, "expected"},
+		{"long blob", answer(app(1).String(), func(w http.ResponseWriter) { cut(w, long, len(data)) }), ctrmodel.FailedPrecondition, "expected"},
 		{"no blob", answer(app(1).String(), func(w http.ResponseWriter) { w.WriteHeader(404) }), ctrmodel.NotFound, "404"},
 		{"silence", answer(app(1).String(), func(w http.ResponseWriter) { time.Sleep(1200 * time.Millisecond) }), ctrmodel.Unavailable, "silent for 1s"},
 		{"broken for ever", answer("/manifests/", func(w http.ResponseWriter) { w.WriteHeader(500) }), ctrmodel.Unavailable, "500"},
@@ -228,7 +229,7 @@ func TestALayerThatIsNotWhatTheImageSaysIsNotUnpacked(t *testing.T) {
 	s, _ := start(t)
 	m := &image{blobs: map[digests.Digest][]byte{}}
 	l := newLayer("app", 1000, 1)
-	l.plain = append(l.plain, 0)
+	l.plain = append(slices.Clone(l.plain), 0)
 	m.manifest(here, v1.ImageConfig{}, newLayer("base", 1000, 0), l)
 	_, err := s.Pull(t.Context(), r.push(t, m, "app:1"), nil)
 	expect(t, err, ctrmodel.FailedPrecondition, "is unpacked", "but the image says")
