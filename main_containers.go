@@ -5,6 +5,7 @@
 package main
 
 import (
+	containeragent "sdvbox/applets/container-agent"
 	kantocm "sdvbox/applets/kanto-cm"
 	"sdvbox/platform/applet"
 )
@@ -12,7 +13,9 @@ import (
 // containers are the applets that the build tag omit_containers leaves out.
 func containers() []applet.Command {
 	return []applet.Command{
+		containeragent.Command(),
 		kantocm.Command(),
+		containeragent.ControlCommand(),
 		kantocm.CtrExec(),
 	}
 }

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containeragent
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"sdvbox/platform/applet"
+	"sdvbox/platform/config"
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/images"
+)
+
+const (
+	configFile   = "/etc/container-management/config.json"
+	originalHome = "/var/lib/container-management"
+	execRoot     = "/run/container-management"
+)
+
+// settings are what can be configured: keys and flags are those of Eclipse Kanto's container management, as far as it has them.
+type settings struct {
+	Log         logSettings        `json:"log" group:"Log options"`
+	Manager     managerSettings    `json:"manager" group:"Options of the agent"`
+	Containers  containerSettings  `json:"containers" group:"Options of containers and images"`
+	Network     networkSettings    `json:"network" group:"Network options"`
+	GRPC        grpcSettings       `json:"grpc_server" group:"Options of the API"`
+	Deployment  deploymentSettings `json:"deployment" group:"Options of the deployment"`
+	Things      thingsSettings     `json:"things" group:"Options that have no effect yet"`
+	UpdateAgent updateSettings     `json:"update_agent" group:"Options that have no effect yet"`
+	Connection  connectionSettings `json:"connection" group:"Options that have no effect yet"`
+}
+
+type logSettings struct {
+	File   string `json:"log_file" long:"log-file" value-name:"FILE" description:"log to this file instead of standard error"`
+	Level  string `json:"log_level" long:"log-level" value-name:"LEVEL" description:"ERROR, WARN, INFO, DEBUG or TRACE"`
+	Size   int    `json:"log_file_size" long:"log-file-size" value-name:"MB" description:"size of a log file before the next is begun"`
+	Count  int    `json:"log_file_count" long:"log-file-count" value-name:"N" description:"how many old log files are kept"`
+	MaxAge int    `json:"log_file_max_age" long:"log-file-max-age" value-name:"DAYS" description:"how long old log files are kept"`
+	Syslog bool   `json:"syslog" long:"log-syslog" hidden:"true"`
+}
+
+type managerSettings struct {
+	HomeDir     string  `json:"home_dir" long:"cm-home-dir" value-name:"DIR" description:"home of an agent of Eclipse Kanto, whose containers are taken over once"`
+	StateDir    string  `json:"state_dir" long:"cm-state-dir" value-name:"DIR" description:"where it is kept what is wanted of containers; default: /data/sdvbox/container-agent"`
+	ExecRootDir string  `json:"exec_root_dir" long:"cm-exec-root-dir" value-name:"DIR" description:"where the lock is"`
+	StopTimeout seconds `json:"default_ctrs_stop_timeout" long:"cm-deflt-ctrs-stop-timeout" value-name:"TIME" description:"how long a container may take to stop before it is killed, as 30s or in seconds"`
+	StopOnExit  bool    `json:"stop_containers_on_exit" long:"cm-stop-containers-on-exit" description:"stop the containers when the agent stops"`
+	ClientSID   string  `json:"container_client_sid" long:"cm-cc-sid" hidden:"true"`
+	NetworkSID  string  `json:"network_manager_sid" long:"cm-net-sid" hidden:"true"`
+}
+
+type containerSettings struct {
+	Namespace     string                     `json:"default_ns" long:"ccl-default-ns" value-name:"NAME" description:"namespace of containerd"`
+	Address       string                     `json:"address_path" long:"ccl-ap" value-name:"FILE" description:"socket of containerd"`
+	Registries    map[string]images.Registry `json:"registry_configurations"`
+	Insecure      list                       `json:"insecure_registries" long:"ccl-insecure-registries" value-name:"LIST" description:"registries, HOST or HOST:PORT with commas, that are asked by HTTP, then by HTTPS that is not verified"`
+	ExecRootDir   string                     `json:"exec_root_dir" long:"ccl-exec-root-dir" value-name:"DIR" description:"where the streams of containers are"`
+	HomeDir       string                     `json:"home_dir" long:"ccl-home-dir" value-name:"DIR" description:"where the logs of containers are"`
+	Runtime       string                     `json:"runc_runtime" long:"ccl-runc-runtime" value-name:"NAME" description:"containerd's name of the runtime"`
+	Expiry        config.Duration            `json:"image_expiry" long:"ccl-image-expiry" value-name:"TIME" description:"age at which an image goes that no container uses"`
+	NoExpiry      bool                       `json:"image_expiry_disable" long:"ccl-image-expiry-disable" description:"keep images whatever their age"`
+	Lease         string                     `json:"lease_id" long:"ccl-lease-id" value-name:"ID" description:"lease that keeps containerd from clearing away what containers need"`
+	Verifier      string                     `json:"image_verifier_type" long:"ccl-image-verifier-type" value-name:"TYPE" description:"none, or notation to run only images with a trusted signature"`
+	VerifierSetup pairs                      `json:"image_verifier_config" long:"ccl-image-verifier-config" value-name:"KEY=VALUE" description:"configDir and libexecDir of notation"`
+	DecKeys       list                       `json:"image_dec_keys" long:"ccl-image-dec-keys" hidden:"true"`
+	DecRecipients list                       `json:"image_dec_recipients" long:"ccl-image-dec-recipients" hidden:"true"`
+
+	// Not known to Eclipse Kanto.
+	ContainerdRoot string `json:"containerd_root" long:"ccl-containerd-root" value-name:"DIR" description:"where containerd has its data; default: /data/var/containerd if it is there, or else /var/lib/containerd"`
+	Reserve        size   `json:"disk_reserve" long:"ccl-disk-reserve" value-name:"SIZE" description:"space that images leave free there"`
+}
+
+type networkSettings struct {
+	Type        string `json:"type" long:"net-type" hidden:"true"`
+	HomeDir     string `json:"home_dir" long:"net-home-dir" hidden:"true"`
+	ExecRootDir string `json:"exec_root_dir" long:"net-exec-root-dir" value-name:"DIR" description:"where namespaces and hosts files are"`
+	Bridge      struct {
+		Disable   bool   `json:"disable" long:"net-tbr-disable" hidden:"true"`
+		Name      string `json:"name" long:"net-br-name" value-name:"NAME" description:"name of the bridge"`
+		IP4       string `json:"ip4" long:"net-br-ip4" value-name:"ADDRESS/BITS" description:"address and network of the bridge; default: a network that nobody uses"`
+		Fixed4    string `json:"fcidr4" long:"net-br-fcidr4" value-name:"NETWORK" description:"part of the network for containers; default: all of it"`
+		Gateway4  string `json:"gwip4" long:"net-br-gwip4" value-name:"ADDRESS" description:"gateway of containers; default: the bridge"`
+		IP6       bool   `json:"enable_ip6" long:"net-br-enable-ip6" description:"IPv6 addresses, too"`
+		MTU       int    `json:"mtu" long:"net-br-mtu" value-name:"BYTES" description:"largest packet"`
+		ICC       bool   `json:"icc" long:"net-br-icc" description:"let containers reach each other"`
+		IPTables  bool   `json:"ip_tables" long:"net-br-ipt" description:"make firewall rules"`
+		Forward   bool   `json:"ip_forward" long:"net-br-ipfw" description:"switch forwarding on"`
+		Masq      bool   `json:"ip_masq" long:"net-br-ipmasq" description:"hide containers behind the addresses of the host"`
+		UserProxy bool   `json:"userland_proxy" long:"net-br-ulp" hidden:"true"`
+	} `json:"default_bridge" group:"Bridge options"`
+}
+
+type grpcSettings struct {
+	Protocol string `json:"protocol" long:"grpc-serv-netp" value-name:"unix|tcp" description:"network"`
+	Address  string `json:"address_path" long:"grpc-serv-ap" value-name:"ADDRESS" description:"path of the socket, or HOST:PORT where anybody may do anything"`
+	Group    string `json:"group" long:"grpc-serv-group" value-name:"GROUP" description:"who may use the socket beside root, if there is such a group"`
+}
+
+type deploymentSettings struct {
+	Enable  bool   `json:"enable" long:"deployment-enable" description:"make the containers that files describe"`
+	Mode    string `json:"mode" long:"deployment-mode" value-name:"MODE" description:"update: whenever a file is new; init: once in the life of the device"`
+	HomeDir string `json:"home_dir" long:"deployment-home-dir" hidden:"true"`
+	Dir     string `json:"ctr_dir" long:"deployment-ctr-dir" value-name:"DIR" description:"where the files are"`
+
+	// Not known to Eclipse Kanto, but what its kanto-auto-deployer does.
+	Manifests list            `json:"manifest_dirs" long:"deployment-manifest-dirs" value-name:"DIRS" description:"further such directories, with commas"`
+	Archives  list            `json:"image_dirs" long:"deployment-image-dirs" value-name:"DIRS" description:"where archives of images are that are imported, with commas"`
+	Period    config.Duration `json:"period" long:"deployment-period" value-name:"TIME" description:"how often is looked for new files, 0s for only at the start"`
+	Prune     bool            `json:"prune" long:"deployment-prune" description:"remove the container whose file has been removed"`
+}
+
+type thingsSettings struct {
+	Enable   bool   `json:"enable" long:"things-enable" hidden:"true"`
+	HomeDir  string `json:"home_dir" long:"things-home-dir" hidden:"true"`
+	Features list   `json:"features" long:"things-features" hidden:"true"`
+}
+
+type updateSettings struct {
+	Enable  bool   `json:"enable" long:"ua-enable" hidden:"true"`
+	Domain  string `json:"domain" long:"ua-domain" hidden:"true"`
+	System  list   `json:"system_containers" long:"ua-system-containers" hidden:"true"`
+	Verbose bool   `json:"verbose_inventory_report" long:"ua-verbose-inventory-report" hidden:"true"`
+}
+
+type connectionSettings struct {
+	Broker             string          `json:"broker_url" long:"conn-broker-url" hidden:"true"`
+	KeepAlive          config.Duration `json:"keep_alive" long:"conn-keep-alive" hidden:"true"`
+	DisconnectTimeout  config.Duration `json:"disconnect_timeout" long:"conn-disconnect-timeout" hidden:"true"`
+	Username           string          `json:"client_username" long:"conn-client-username" hidden:"true"`
+	Password           string          `json:"client_password" long:"conn-client-password" hidden:"true"`
+	ConnectTimeout     config.Duration `json:"connect_timeout" long:"conn-connect-timeout" hidden:"true"`
+	AcknowledgeTimeout config.Duration `json:"acknowledge_timeout" long:"conn-ack-timeout" hidden:"true"`
+	SubscribeTimeout   config.Duration `json:"subscribe_timeout" long:"conn-sub-timeout" hidden:"true"`
+	UnsubscribeTimeout config.Duration `json:"unsubscribe_timeout" long:"conn-unsub-timeout" hidden:"true"`
+	Transport          struct {
+		RootCA string `json:"root_ca" long:"conn-root-ca" hidden:"true"`
+		Cert   string `json:"client_cert" long:"conn-client-cert" hidden:"true"`
+		Key    string `json:"client_key" long:"conn-client-key" hidden:"true"`
+	} `json:"transport" group:"Options that have no effect yet"`
+}
+
+func defaults() settings {
+	var s settings
+	s.Log = logSettings{Level: "INFO", Size: 2, Count: 5, MaxAge: 28}
+	s.Manager = managerSettings{HomeDir: originalHome, ExecRootDir: execRoot, StopTimeout: seconds(30 * time.Second)}
+	s.Containers = containerSettings{
+		Namespace: "kanto-cm", Address: "/run/containerd/containerd.sock", Insecure: list{"localhost"}, ExecRootDir: execRoot,
+		HomeDir: originalHome, Runtime: runcRuntime, Expiry: config.Duration(744 * time.Hour), Lease: "kanto-cm.lease", Verifier: verifyNothing,
+		Reserve: size(64 << 20),
+	}
+	s.Network.Type, s.Network.ExecRootDir = "bridge", execRoot
+	b := &s.Network.Bridge
+	b.Name, b.MTU, b.ICC, b.IPTables, b.Forward, b.Masq = "kanto-cm0", 1500, true, true, true, true
+	s.GRPC = grpcSettings{Protocol: "unix", Address: execRoot + "/container-management.sock", Group: "containers"}
+	s.Deployment = deploymentSettings{
+		Enable: true, Mode: "update", Dir: "/etc/container-management/containers", Manifests: list{"/data/var/containers/manifests"},
+		Archives: list{"/data/var/containers/images"}, Period: config.Duration(2 * time.Second),
+	}
+	return s
+}
+
+const (
+	runcRuntime    = "io.containerd.runc.v2"
+	verifyNothing  = "none"
+	verifyNotation = "notation"
+
+	noEffect = "has no effect in this version"
+)
+
+// options are the command line of the daemon.
+type options struct {
+	settings
+	CfgFile string `long:"cfg-file" value-name:"FILE" description:"configuration file; default: /etc/container-management/config.json"`
+	Version bool   `long:"version" description:"show the version and exit"`
+}
+
+func newOptions() *options { return &options{settings: defaults()} }
+
+// load returns what the configuration file and the command line say, and what is odd about the file.
+func load(c *applet.Call) (settings, []config.Warning, error) {
+	o := newOptions()
+	f, err := readFile(c.Options.(*options).CfgFile, &o.settings)
+	if err == nil {
+		err = c.Overlay(o)
+	}
+	if err != nil {
+		return settings{}, nil, err
+	}
+	o.check(f)
+	return o.settings, f.Warnings, nil
+}
+
+// readFile reads a configuration file. The usual one need not be there, and an empty one is as good as none.
+func readFile(file string, s *settings) (*config.File, error) {
+	path := cmp.Or(file, configFile)
+	if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && fi.Size() == 0 {
+		f := &config.File{Name: path}
+		f.Warn(path, "empty, the defaults apply")
+		return f, nil
+	}
+	f, err := config.Read(path, s)
+	if errors.Is(err, fs.ErrNotExist) {
+		f = new(config.File)
+		if err = nil; file != "" {
+			f.Warn(path, "not there, the defaults apply")
+		}
+	}
+	return f, err
+}
+
+// check makes good what can be, with a warning.
+func (s *settings) check(f *config.File) {
+	d := defaults()
+	odd := func(key, text string) { f.Warn(key, text+"; the default applies") }
+	if !slices.Contains([]string{"ERROR", "WARN", "INFO", "DEBUG", "TRACE"}, strings.ToUpper(s.Log.Level)) {
+		odd("log.log_level", "expected ERROR, WARN, INFO, DEBUG or TRACE")
+		s.Log.Level = d.Log.Level
+	}
+	for key, n := range map[string]*int{"log.log_file_size": &s.Log.Size, "log.log_file_count": &s.Log.Count, "log.log_file_max_age": &s.Log.MaxAge} {
+		if *n < 0 {
+			odd(key, "negative")
+			*n = map[string]int{"log.log_file_size": d.Log.Size, "log.log_file_count": d.Log.Count, "log.log_file_max_age": d.Log.MaxAge}[key]
+		}
+	}
+	choose := func(key string, value *string, initial string, choices ...string) {
+		if !slices.Contains(choices, *value) {
+			odd(key, fmt.Sprintf("%q: expected %s", *value, strings.Join(choices, " or ")))
+			*value = initial
+		}
+	}
+	choose("grpc_server.protocol", &s.GRPC.Protocol, "unix", "unix", "tcp")
+	choose("deployment.mode", &s.Deployment.Mode, "update", "update", "init")
+	choose("network.type", &s.Network.Type, "bridge", "bridge")
+	if old := s.Containers.Runtime; old == "io.containerd.runc.v1" || old == "io.containerd.runtime.v1.linux" {
+		f.Warn("containers.runc_runtime", old+" is no longer part of containerd, taken as "+runcRuntime)
+		s.Containers.Runtime = runcRuntime
+	}
+	for host, r := range s.Containers.Registries {
+		if host == "" || strings.Contains(host, "/") {
+			f.Warn("containers.registry_configurations."+host, "expected HOST or HOST:PORT; has no effect")
+		}
+		if t := r.Transport; (t.ClientCert == "") != (t.ClientKey == "") {
+			f.Warn("containers.registry_configurations."+host+".transport", "expected both client_cert and client_key, or none")
+		}
+	}
+	if v := s.Containers.Verifier; v != verifyNothing && v != verifyNotation {
+		f.Warn("containers.image_verifier_type", fmt.Sprintf("%q: expected none or notation; taken as notation, so that nothing runs that should not", v))
+		s.Containers.Verifier = verifyNotation
+	}
+	for key := range s.Containers.VerifierSetup {
+		if key != "configDir" && key != "libexecDir" {
+			f.Warn("containers.image_verifier_config."+key, "unknown key")
+		}
+	}
+	for key, without := range map[string]bool{
+		"log.syslog":                            s.Log.Syslog,
+		"network.default_bridge.disable":        s.Network.Bridge.Disable,
+		"network.default_bridge.userland_proxy": s.Network.Bridge.UserProxy,
+		"containers.image_dec_keys":             len(s.Containers.DecKeys) > 0,
+		"containers.image_dec_recipients":       len(s.Containers.DecRecipients) > 0,
+		"things.enable":                         s.Things.Enable,
+		"update_agent.enable":                   s.UpdateAgent.Enable,
+	} {
+		if without {
+			f.Warn(key, noEffect)
+		}
+	}
+	slices.SortStableFunc(f.Warnings, func(a, b config.Warning) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
+	})
+}
+
+// list is separated by commas on the command line.
+type list []string
+
+// UnmarshalFlag adds what is between commas.
+func (l *list) UnmarshalFlag(text string) error {
+	if text != "" {
+		*l = append(*l, strings.Split(text, ",")...)
+	}
+	return nil
+}
+
+// pairs are KEY=VALUE with commas on the command line.
+type pairs map[string]string
+
+// UnmarshalFlag adds what is between commas.
+func (p *pairs) UnmarshalFlag(text string) error {
+	if *p == nil {
+		*p = pairs{}
+	}
+	for pair := range strings.SplitSeq(text, ",") {
+		key, value, found := strings.Cut(pair, "=")
+		if !found {
+			return fmt.Errorf("%q: expected KEY=VALUE", pair)
+		}
+		(*p)[key] = value
+	}
+	return nil
+}
+
+// seconds is a duration of which a plain number is seconds.
+type seconds time.Duration
+
+func (s seconds) String() string { return time.Duration(s).String() }
+
+// UnmarshalConfig implements config.Value.
+func (s *seconds) UnmarshalConfig(raw []byte) (odd string, err error) {
+	text := string(raw)
+	_ = json.Unmarshal(raw, &text) // else a number, or nothing that is understood
+	return "", s.UnmarshalFlag(text)
+}
+
+// UnmarshalFlag sets s from the command line.
+func (s *seconds) UnmarshalFlag(text string) error {
+	d, err := time.ParseDuration(text)
+	if n, e := strconv.ParseUint(text, 10, 31); e == nil {
+		d, err = time.Duration(n)*time.Second, nil
+	}
+	if err != nil || d < 0 {
+		return fmt.Errorf("%.40q: expected a duration such as \"30s\", or seconds", text)
+	}
+	*s = seconds(d)
+	return nil
+}
+
+// size is a number of bytes, written as 64M.
+type size int64
+
+func (s size) String() string { return strconv.FormatInt(int64(s)>>20, 10) + "M" }
+
+// UnmarshalConfig implements config.Value.
+func (s *size) UnmarshalConfig(raw []byte) (odd string, err error) {
+	var text string
+	if err := json.Unmarshal(raw, &text); err != nil {
+		return "", errors.New("expected a size such as \"64M\"")
+	}
+	return "", s.UnmarshalFlag(text)
+}
+
+// UnmarshalFlag sets s from the command line.
+func (s *size) UnmarshalFlag(text string) error {
+	n, err := ctrmodel.ParseSize(text)
+	if err == nil {
+		*s = size(n)
+	}
+	return err
+}

@@ -1,0 +1,527 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containeragent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+
+	"sdvbox/platform/applet"
+	"sdvbox/platform/config"
+	"sdvbox/platform/durable"
+	"sdvbox/platform/images"
+)
+
+const (
+	registriesKey = "containers.registry_configurations"
+	insecureKey   = "containers.insecure_registries"
+)
+
+// Editor is the options of sdv-kanto-ctl.
+type Editor struct {
+	NoReload bool   `short:"r" long:"no-reload" description:"do not tell the container agent"`
+	ANSI     bool   `long:"ansi" hidden:"true"`
+	Verbose  bool   `short:"v" long:"verbose" description:"say more"`
+	File     string `long:"config-file" value-name:"FILE" description:"configuration of the container agent"`
+}
+
+// ControlCommand describes sdv-kanto-ctl.
+func ControlCommand() applet.Command {
+	e := &Editor{File: configFile}
+	return applet.Command{
+		Name:    "sdv-kanto-ctl",
+		Summary: "edit the configuration of the container agent",
+		Description: `Changes a key, if the agent would understand the value, in one step: the file is the old one or the new one. Then the agent is told. It reads registries again as it runs; for anything else it is restarted, which containers do not notice.
+
+A key is given with those around it, as containers.image_expiry. Passwords are not shown.`,
+		Options: func() any { return e },
+		Run:     func(context.Context, *applet.Call) error { return applet.Help },
+		Sub: []applet.Command{
+			e.addRegistry(), e.removeRegistry(),
+			e.command("remove-all-registries", "forget all registries", "", 0, func(c *applet.Call, f *edited) error {
+				return f.remove(strings.Split(registriesKey, "."))
+			}),
+			e.listRegistries(),
+			{Name: "show-config", Summary: "print the configuration", Options: e.options, Run: func(_ context.Context, c *applet.Call) error {
+				f, err := e.read()
+				if err != nil {
+					return err
+				}
+				return f.show(c.Stdout)
+			}},
+			e.setValue("set-value", false), e.setValue("set", true),
+			e.command("add-entry", "add a text to a list", "KEY TEXT", 2, func(c *applet.Call, f *edited) error {
+				return f.entries(c.Args[0], func(list []string) []string {
+					if slices.Contains(list, c.Args[1]) {
+						return list
+					}
+					return append(list, c.Args[1])
+				})
+			}),
+			e.command("remove-entry", "remove a text from a list", "KEY TEXT", 2, func(c *applet.Call, f *edited) error {
+				return f.entries(c.Args[0], func(list []string) []string {
+					return slices.DeleteFunc(list, func(entry string) bool { return entry == c.Args[1] })
+				})
+			}),
+		},
+	}
+}
+
+func (e *Editor) options() any { return e }
+
+// command is one that changes the configuration and shows it.
+func (e *Editor) command(name, summary, args string, n int, change func(*applet.Call, *edited) error) applet.Command {
+	return applet.Command{
+		Name: name, Summary: summary, Args: args, Options: e.options,
+		Run: func(ctx context.Context, c *applet.Call) error {
+			if len(c.Args) != n {
+				return applet.Exit(exitUsage, fmt.Errorf("expected %d arguments", n))
+			}
+			f, err := e.read()
+			if err == nil {
+				err = change(c, f)
+			}
+			if err == nil {
+				err = e.save(ctx, c, f)
+			}
+			if err != nil {
+				return err
+			}
+			return f.show(c.Stdout)
+		},
+	}
+}
+
+func (e *Editor) setValue(name string, hidden bool) applet.Command {
+	c := e.command(name, "set a key", "KEY VALUE", 2, func(c *applet.Call, f *edited) error { return f.set(c.Args[0], c.Args[1]) })
+	c.Hidden = hidden
+	return c
+}
+
+func (e *Editor) addRegistry() applet.Command {
+	type options struct {
+		*Editor
+		Host          string `short:"h" long:"hostname" value-name:"HOST[:PORT]" required:"yes" description:"the registry"`
+		User          string `short:"u" long:"username" value-name:"NAME" required:"yes" description:"user name there"`
+		Password      string `short:"p" long:"password" value-name:"PASSWORD" description:"password there; others can see it here, better use one of the following"`
+		PasswordFile  string `long:"password-file" value-name:"FILE" description:"file with the password"`
+		PasswordStdin bool   `long:"password-stdin" description:"read the password from standard input"`
+	}
+	return applet.Command{
+		Name: "add-registry", Summary: "set the credentials of a registry",
+		Options: func() any { return &options{Editor: e} },
+		Run: func(ctx context.Context, c *applet.Call) error {
+			o := c.Options.(*options)
+			if o.Host == "" || strings.ContainsAny(o.Host, "/ ") {
+				return applet.Exit(exitUsage, fmt.Errorf("registry %q: expected HOST or HOST:PORT", o.Host))
+			}
+			password, err := secret(c, o.Password, o.PasswordFile, o.PasswordStdin)
+			if err != nil {
+				return err
+			}
+			f, err := e.read()
+			if err != nil {
+				return err
+			}
+			path := append(strings.Split(registriesKey, "."), o.Host, "credentials")
+			if err := f.put(path, images.Credentials{UserID: o.User, Password: password}); err != nil {
+				return err
+			}
+			if err := e.save(ctx, c, f); err != nil {
+				return err
+			}
+			return f.showRegistries(c, o.Host)
+		},
+	}
+}
+
+// secret returns the one password that is given.
+func secret(c *applet.Call, argument, file string, stdin bool) (string, error) {
+	given := 0
+	for _, is := range []bool{argument != "", file != "", stdin} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return "", applet.Exit(exitUsage, errors.New("expected one of --password-stdin, --password-file and --password"))
+	}
+	if argument != "" {
+		fmt.Fprintf(c.Stderr, "%s: warning: others can see a password on the command line, better use --password-stdin\n", c.Name)
+		return argument, nil
+	}
+	const most = 64 << 10
+	from := c.Stdin
+	if file != "" {
+		f, err := os.Open(file)
+		if err != nil {
+			return "", fmt.Errorf("password: %w", err)
+		}
+		defer f.Close()
+		from = f
+	}
+	text, err := io.ReadAll(io.LimitReader(from, most))
+	if err != nil {
+		return "", fmt.Errorf("password: %w", err)
+	}
+	if text = bytes.TrimRight(text, "\r\n"); len(text) == 0 {
+		return "", errors.New("the password is empty")
+	}
+	return string(text), nil
+}
+
+func (e *Editor) removeRegistry() applet.Command {
+	type options struct {
+		*Editor
+		Host string `short:"h" long:"hostname" value-name:"HOST[:PORT]" required:"yes" description:"the registry"`
+	}
+	return applet.Command{
+		Name: "remove-registry", Summary: "forget a registry",
+		Options: func() any { return &options{Editor: e} },
+		Run: func(ctx context.Context, c *applet.Call) error {
+			f, err := e.read()
+			if err != nil {
+				return err
+			}
+			if err := f.remove(append(strings.Split(registriesKey, "."), c.Options.(*options).Host)); err != nil {
+				return err
+			}
+			if err := e.save(ctx, c, f); err != nil {
+				return err
+			}
+			return f.showRegistries(c, "")
+		},
+	}
+}
+
+func (e *Editor) listRegistries() applet.Command {
+	return applet.Command{
+		Name: "list-registries", Summary: "print the registries that have a configuration",
+		Options: e.options,
+		Run: func(_ context.Context, c *applet.Call) error {
+			f, err := e.read()
+			if err != nil {
+				return err
+			}
+			hosts := f.registries()
+			if c.JSON {
+				return json.NewEncoder(c.Stdout).Encode(hosts)
+			}
+			if len(hosts) == 0 {
+				fmt.Fprintf(c.Stderr, "%s: no registry is configured\n", c.Name)
+			}
+			for _, host := range hosts {
+				fmt.Fprintf(c.Stdout, "%q\n", host)
+			}
+			return nil
+		},
+	}
+}
+
+// edited is a configuration file under the hand.
+type edited struct {
+	name     string
+	old, now []byte
+	perm     os.FileMode
+}
+
+// read reads the file. One that is empty or not there has no keys.
+func (e *Editor) read() (*edited, error) {
+	f := &edited{name: e.File, perm: 0o644}
+	data, err := os.ReadFile(e.File)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("read configuration: %w", err)
+	default:
+		if fi, err := os.Stat(e.File); err == nil {
+			f.perm = fi.Mode().Perm()
+		}
+	}
+	f.old = data
+	if len(bytes.TrimSpace(data)) == 0 {
+		data = []byte("{}")
+	}
+	f.now = data
+	_, err = f.warnings()
+	return f, err
+}
+
+// warnings are what the agent would say.
+func (f *edited) warnings() (map[string]string, error) {
+	s := defaults()
+	file, err := config.Decode(f.name, f.now, &s)
+	if err != nil {
+		return nil, err
+	}
+	s.check(file)
+	texts := map[string]string{}
+	for _, w := range file.Warnings {
+		texts[w.Key] = w.Text
+	}
+	return texts, nil
+}
+
+// put sets a key. The agent must understand that.
+func (f *edited) put(path []string, value any) error {
+	raw, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	return f.change(path, raw)
+}
+
+// remove takes a key away, if it is there.
+func (f *edited) remove(path []string) error { return f.change(path, nil) }
+
+func (f *edited) change(path []string, value json.RawMessage) error {
+	before, err := f.warnings()
+	if err != nil {
+		return err
+	}
+	old := f.now
+	if f.now, err = edit(f.now, path, value); err != nil {
+		f.now = old
+		return err
+	}
+	after, err := f.warnings()
+	if err != nil {
+		return err
+	}
+	for key, text := range after {
+		if before[key] != text && text != noEffect {
+			f.now = old
+			return fmt.Errorf("%s: %s", key, strings.TrimRight(strings.TrimSuffix(text, "the default applies"), "; ,"))
+		}
+	}
+	return nil
+}
+
+// set sets a key from text, which is a string if the agent takes one there, and else JSON.
+func (f *edited) set(key, text string) error {
+	path := strings.Split(key, ".")
+	err := f.put(path, text)
+	if err != nil && json.Valid([]byte(text)) && f.change(path, json.RawMessage(text)) == nil {
+		return nil
+	}
+	return err
+}
+
+// entries changes a list of texts.
+func (f *edited) entries(key string, change func([]string) []string) error {
+	path := strings.Split(key, ".")
+	list := []string{}
+	if raw := lookup(f.now, path); raw != nil {
+		if err := json.Unmarshal(raw, &list); err != nil {
+			return fmt.Errorf("%s: expected a list of texts", key)
+		}
+	}
+	return f.put(path, append([]string{}, change(list)...))
+}
+
+func (f *edited) registries() []string {
+	hosts := []string{}
+	for _, m := range members(lookup(f.now, strings.Split(registriesKey, "."))) {
+		hosts = append(hosts, m.name)
+	}
+	return hosts
+}
+
+// save writes the file if that makes a difference, and lets the agent know.
+func (e *Editor) save(ctx context.Context, c *applet.Call, f *edited) error {
+	var same bytes.Buffer
+	if json.Compact(&same, f.old) == nil && bytes.Equal(same.Bytes(), compact(f.now)) {
+		fmt.Fprintln(c.Stderr, "No difference to existing configuration.")
+		return nil
+	}
+	if len(f.registries()) > 0 {
+		f.perm &= 0o600 // there are passwords in it
+	}
+	var text bytes.Buffer
+	if err := json.Indent(&text, f.now, "", "  "); err != nil {
+		return err
+	}
+	text.WriteByte('\n')
+	if err := durable.WriteFile(e.File, text.Bytes(), f.perm); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	if e.Verbose {
+		fmt.Fprintf(c.Stderr, "%s: %s is written\n", c.Name, e.File)
+	}
+	if e.NoReload {
+		return nil
+	}
+	verb := "reload"
+	if !bytes.Equal(withoutRegistries(f.old), withoutRegistries(f.now)) {
+		verb = "try-restart"
+	}
+	if err := tell(ctx, verb); err != nil {
+		fmt.Fprintf(c.Stderr, "%s: warning: the configuration is changed, but the container agent does not know: %v\n", c.Name, err)
+	}
+	return nil
+}
+
+// tell has the service manager tell the agent. One that does not run reads its configuration when it starts.
+func tell(ctx context.Context, verb string) error {
+	if verb == "reload" && exec.CommandContext(ctx, "systemctl", "is-active", "--quiet", name+".service").Run() != nil {
+		verb = "try-restart"
+	}
+	out, err := exec.CommandContext(ctx, "systemctl", verb, name+".service").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("systemctl %s: %w: %s", verb, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// withoutRegistries is the rest of a configuration.
+func withoutRegistries(data []byte) []byte {
+	if len(bytes.TrimSpace(data)) == 0 {
+		data = []byte("{}")
+	}
+	for _, key := range []string{registriesKey, insecureKey} {
+		if less, err := edit(data, strings.Split(key, "."), nil); err == nil {
+			data = less
+		}
+	}
+	if string(lookup(data, []string{"containers"})) == "{}" {
+		data, _ = edit(data, []string{"containers"}, nil)
+	}
+	return compact(data)
+}
+
+func compact(data []byte) []byte {
+	var b bytes.Buffer
+	_ = json.Compact(&b, data) // it is JSON
+	return b.Bytes()
+}
+
+// show prints the configuration without its secrets.
+func (f *edited) show(w io.Writer) error { return write(w, f.now) }
+
+func (f *edited) showRegistries(c *applet.Call, like string) error {
+	found := []byte("{}")
+	for _, m := range members(lookup(f.now, strings.Split(registriesKey, "."))) {
+		if strings.Contains(m.name, like) {
+			found, _ = edit(found, []string{m.name}, m.value) // an object
+		}
+	}
+	return write(c.Stdout, found)
+}
+
+func write(w io.Writer, data []byte) error {
+	var b bytes.Buffer
+	if err := json.Indent(&b, mask(data), "", "  "); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%s\n", &b)
+	return err
+}
+
+// mask replaces passwords.
+func mask(raw json.RawMessage) json.RawMessage {
+	list := members(raw)
+	if list == nil {
+		return raw
+	}
+	for i, m := range list {
+		if strings.HasSuffix(m.name, "password") {
+			list[i].value = json.RawMessage(`"***"`)
+		} else {
+			list[i].value = mask(m.value)
+		}
+	}
+	return object(list)
+}
+
+// A member is a key of an object and its value. The order of keys is that of whoever wrote them.
+type member struct {
+	name  string
+	value json.RawMessage
+}
+
+// members are those of an object, nil if raw is none.
+func members(raw []byte) []member {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil
+	}
+	list := []member{}
+	for d.More() {
+		var m member
+		t, err := d.Token()
+		if err == nil {
+			m.name, _ = t.(string)
+			err = d.Decode(&m.value)
+		}
+		if err != nil {
+			return nil
+		}
+		list = append(list, m)
+	}
+	return list
+}
+
+func object(list []member) json.RawMessage {
+	var b bytes.Buffer
+	b.WriteByte('{')
+	for i, m := range list {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		key, _ := json.Marshal(m.name) // a string
+		b.Write(key)
+		b.WriteByte(':')
+		b.Write(m.value)
+	}
+	b.WriteByte('}')
+	return b.Bytes()
+}
+
+// lookup returns the value at a path, or nil.
+func lookup(raw json.RawMessage, path []string) json.RawMessage {
+	for _, name := range path {
+		list := members(raw)
+		i := slices.IndexFunc(list, func(m member) bool { return strings.EqualFold(m.name, name) })
+		if i < 0 {
+			return nil
+		}
+		raw = list[i].value
+	}
+	return raw
+}
+
+// edit sets the value at a path, or removes it if value is nil. Objects on the way are made.
+func edit(raw json.RawMessage, path []string, value json.RawMessage) (json.RawMessage, error) {
+	if len(path) == 0 {
+		return value, nil
+	}
+	list := members(raw)
+	if list == nil {
+		return nil, fmt.Errorf("%s: not in an object", path[0])
+	}
+	i := slices.IndexFunc(list, func(m member) bool { return strings.EqualFold(m.name, path[0]) })
+	if i < 0 {
+		if value == nil {
+			return raw, nil
+		}
+		i, list = len(list), append(list, member{path[0], json.RawMessage("{}")})
+	}
+	inner, err := edit(list[i].value, path[1:], value)
+	if err != nil {
+		return nil, err
+	}
+	if inner == nil {
+		return object(slices.Delete(list, i, i+1)), nil
+	}
+	list[i].value = inner
+	return object(list), nil
+}
