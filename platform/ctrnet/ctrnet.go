@@ -142,10 +142,11 @@ func (n *Network) connect(s *sandbox, ports []ctrmodel.Port) error {
 	if err := n.plugIn(s); err != nil {
 		return err
 	}
-	if n.cfg.Rules && len(s.Ports) > 0 {
-		n.forgetFlows(s)
+	if err := n.applyRules(); err != nil {
+		return err
 	}
-	return n.applyRules()
+	n.forgetFlows(s)
+	return nil
 }
 
 // Detach clears away the place of a container that has ended.
@@ -174,7 +175,7 @@ func (n *Network) remove(id string) error {
 }
 
 // Restore takes over what an agent before has left. Containers that are not among ids have ended: what is left of them is
-// cleared away.
+// cleared away. What does not work then is tried again when a container needs it, so that others need not wait.
 func (n *Network) Restore(ctx context.Context, ids []string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -195,18 +196,20 @@ func (n *Network) Restore(ctx context.Context, ids []string) error {
 		n.sandboxes[id] = s
 	}
 	if err := n.sweep(); err != nil {
-		return fmt.Errorf("clear away networks of containers that have ended: %w", err)
-	}
-	if err := n.raiseBridge(); err != nil {
-		return err
+		n.cfg.Log.Warn("something is left of networks of containers that have ended", "err", err)
 	}
 	for _, s := range n.sandboxes {
 		if err := s.holdAgain(); err != nil {
 			n.cfg.Log.Warn("another program listens on a port of a container", "container", s.Name, "err", err)
 		}
 	}
+	if err := n.raiseBridge(); err != nil {
+		n.cfg.Log.Error("containers have no network", "err", err)
+	} else if err := n.applyRules(); err != nil {
+		n.cfg.Log.Error("containers have no network beyond the host", "err", err)
+	}
 	n.refresh()
-	return n.applyRules()
+	return nil
 }
 
 // sweep removes what belongs to no sandbox.

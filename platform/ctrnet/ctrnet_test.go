@@ -5,10 +5,12 @@ package ctrnet
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -35,6 +37,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case slices.Contains(os.Args, "-test.fuzzworker"):
 		os.Exit(m.Run())
+	case os.Getenv(victimDir) != "":
+		beKilled(os.Getenv(victimDir))
 	case os.Getenv(inside) != "":
 		os.Exit(setUpHost(m.Run))
 	case os.Geteuid() != 0:
@@ -114,14 +118,18 @@ func needRoot(t *testing.T) {
 	}
 }
 
+func config(dir string) Config {
+	return Config{
+		Dir: dir, Bridge: "kanto-test0", HostFiles: dir, ICC: true, Rules: true, Forward: true, Masq: true,
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
+}
+
 // newNetwork is a network like the one of an agent in its first start.
 func newNetwork(t *testing.T, change func(*Config)) *Network {
 	t.Helper()
 	needRoot(t)
-	cfg := Config{
-		Dir: t.TempDir(), Bridge: "kanto-test0", HostFiles: t.TempDir(), ICC: true, Rules: true, Forward: true, Masq: true,
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-	}
+	cfg := config(t.TempDir())
 	if change != nil {
 		change(&cfg)
 	}
@@ -564,11 +572,35 @@ func TestNextStartRepairsWhatOthersHaveRemoved(t *testing.T) {
 	one := container("one", "8080:80")
 	first := attach(t, n, one)
 	serve(t, first, "one", "tcp4", ":80")
+	three := container("three", "8083:80")
+	serve(t, attach(t, n, three), "three", "tcp4", ":80")
 	check(netlink.LinkDel(mustLink(n.cfg.Bridge)))
+	check(netlink.LinkDel(mustLink(n.linkName(three.ID))))
 	nft(t, "flush", "ruleset")
 	wantAnswer(t, worldNS, "tcp", hostIP+":8080", "")
 	attach(t, n, container("two"))
 	wantAnswer(t, worldNS, "tcp", hostIP+":8080", "one "+worldIP)
+	wantAnswer(t, worldNS, "tcp", hostIP+":8083", "three "+worldIP)
+}
+
+func TestWithoutBridgeThereIsStillTheNetworkOfTheHost(t *testing.T) {
+	needRoot(t)
+	var log bytes.Buffer
+	n := restart(t, &Network{cfg: Config{
+		Dir: t.TempDir(), Bridge: "out0", HostFiles: t.TempDir(), Rules: true, Log: slog.New(slog.NewTextHandler(&log, nil)),
+	}})
+	const want = "bridge out0: there is a device of this name that is no bridge but veth"
+	if !strings.Contains(log.String(), want) {
+		t.Errorf("log: %s", log.String())
+	}
+	if _, err := n.Attach(t.Context(), container("one", "8080:80")); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %q", err, want)
+	}
+	c := container("two")
+	c.HostConfig.NetworkMode = ctrmodel.HostNetwork
+	attach(t, n, c)
+	wantHost(t, c, "localhost", "127.0.0.1 ::1")
+	detach(t, n, c)
 }
 
 func TestBridgeTakesANetworkThatIsFree(t *testing.T) {
@@ -736,5 +768,45 @@ func TestDatagramsThatCameTooEarlyDoNotHideTheContainer(t *testing.T) {
 	b := make([]byte, 100)
 	if i, err := conn.Read(b); string(b[:i]) != "one "+worldIP {
 		t.Errorf("answer %q, %v", b[:i], err)
+	}
+}
+
+const victimDir = "CTRNET_TEST_VICTIM"
+
+// beKilled is an agent that makes and clears away networks of containers until it is killed.
+func beKilled(dir string) {
+	n, err := New(config(dir))
+	check(err)
+	check(n.Restore(context.Background(), nil))
+	for i := 0; ; i++ {
+		_, err := n.Attach(context.Background(), container(fmt.Sprint("victim-", i%4), "9400-9410:80", "9400-9410:53/udp"))
+		check(err)
+		check(n.Detach(context.Background(), fmt.Sprint("id-victim-", (i+2)%4)))
+	}
+}
+
+func TestNothingIsLeftByAnAgentThatIsKilled(t *testing.T) {
+	n := newNetwork(t, nil)
+	before := traces(t, n)
+	rounds := 8
+	if os.Getenv("SDVBOX_LONG") == "1" {
+		rounds = 300
+	}
+	for range rounds {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), victimDir+"="+n.cfg.Dir)
+		var out bytes.Buffer
+		cmd.Stderr = &out
+		check(cmd.Start())
+		time.Sleep(30*time.Millisecond + rand.N(200*time.Millisecond))
+		cmd.Process.Kill()
+		cmd.Wait()
+		if out.Len() > 0 {
+			t.Fatal(out.String())
+		}
+		n = restart(t, n)
+		if after := traces(t, n); after != before {
+			t.Fatalf("left:\n%s\nwant\n%s", after, before)
+		}
 	}
 }

@@ -82,14 +82,27 @@ func (n *Network) setUpBridge(link netlink.Link) error {
 	if err := netlink.LinkSetUp(link); err != nil {
 		return err
 	}
-	for id, s := range n.sandboxes { // the bridge may be new
-		if end, err := netlink.LinkByName(n.linkName(id)); err == nil && s.bridged() && end.Attrs().MasterIndex != link.Attrs().Index {
-			if err := n.join(end, link); err != nil {
-				return err
-			}
+	for _, s := range n.sandboxes {
+		if err := n.reconnect(s, link); err != nil {
+			n.cfg.Log.Warn("a container is without network", "container", s.Name, "err", err)
 		}
 	}
 	return nil
+}
+
+// reconnect connects a sandbox again if somebody has removed the bridge or the cable.
+func (n *Network) reconnect(s *sandbox, bridge netlink.Link) error {
+	if !isNetNS(n.netNS(s.ID)) { // not yet, or not at all
+		return nil
+	}
+	end, err := netlink.LinkByName(n.linkName(s.ID))
+	switch {
+	case isAbsent(err):
+		return n.plugIn(s)
+	case err != nil || end.Attrs().MasterIndex == bridge.Attrs().Index:
+		return err
+	}
+	return n.join(end, bridge)
 }
 
 // address can be used at once: nobody else has it, so nobody needs to be asked.
@@ -258,7 +271,7 @@ func (n *Network) setSysctls() error {
 			continue // it may be read-only
 		}
 		if err := os.WriteFile(path, []byte(s[1]), 0); err != nil {
-			return fmt.Errorf("switch forwarding on: %w", err)
+			return fmt.Errorf("set what the kernel passes on: %w", err)
 		}
 	}
 	return nil
