@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -75,6 +76,14 @@ func newRig(t *testing.T) *rig {
 		"things": {"enable": false}
 	}`, dir, d.Socket, d.Dir, r.socket))
 	r.write("images/box.tar", archive(t))
+	t.Cleanup(func() { // networks outlive agents
+		for _, args := range []string{"ip link del agent-test0", "nft delete table inet sdvbox-agent-test0"} {
+			words := strings.Fields(args)
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+				t.Logf("%s: %v: %s", args, err, out)
+			}
+		}
+	})
 	r.client = cmapi.NewClient(r.socket)
 	t.Cleanup(func() { r.client.Close() })
 	return r

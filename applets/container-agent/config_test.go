@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containeragent
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"sdvbox/platform/applet"
+	"sdvbox/platform/config"
+	"sdvbox/platform/images"
+)
+
+// configure loads what a file, unless it is empty, and arguments say.
+func configure(t *testing.T, file string, args ...string) (s settings, warnings string, code int, output string) {
+	t.Helper()
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "c.json")
+		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--cfg-file", path) // at any position
+	}
+	command := Command()
+	command.Run = func(_ context.Context, c *applet.Call) error {
+		var list []config.Warning
+		var err error
+		s, list, err = load(c)
+		for _, w := range list {
+			if w.File != "" {
+				w.File = filepath.Base(w.File)
+			}
+			warnings += w.String() + "\n"
+		}
+		return err
+	}
+	var out bytes.Buffer
+	code = applet.Main([]applet.Command{command}, append([]string{name}, args...), nil, &out, &out)
+	return s, warnings, code, out.String()
+}
+
+func TestConfigurationOfLedaIsUnderstood(t *testing.T) {
+	s, warnings, code, output := configure(t, `{
+		"manager": {"default_ctrs_stop_timeout": 5}, "log": {"log_file": "/var/log/cm.log"}, "things": {"enable": false},
+		"update_agent": {"enable": true, "system_containers": ["sua"], "verbose_inventory_report": false}}`)
+	if code != 0 || output != "" || warnings != "c.json:3: update_agent.enable: has no effect in this version\n" {
+		t.Fatalf("exit code %d, %q, %q", code, warnings, output)
+	}
+	want := defaults()
+	want.Manager.StopTimeout, want.Log.File = seconds(5*time.Second), "/var/log/cm.log"
+	want.UpdateAgent.Enable, want.UpdateAgent.System = true, list{"sua"}
+	if diff := cmp.Diff(want, s, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestFileAndFlagsSetWhatTheyName(t *testing.T) {
+	for _, test := range []struct {
+		file, args string
+		want       func(*settings)
+	}{
+		{`{}`, "", func(*settings) {}},
+		{`{"manager":{"default_ctrs_stop_timeout":"7"}}`, "", func(s *settings) { s.Manager.StopTimeout = seconds(7 * time.Second) }},
+		{`{"manager":{"default_ctrs_stop_timeout":"1m"}}`, "--cm-deflt-ctrs-stop-timeout 90", func(s *settings) { s.Manager.StopTimeout = seconds(90 * time.Second) }},
+		{`{"containers":{"insecure_registries":["a:1"],"image_expiry":"24h","disk_reserve":"1g"}}`, "",
+			func(s *settings) {
+				s.Containers.Insecure, s.Containers.Expiry, s.Containers.Reserve = list{"a:1"}, config.Duration(24*time.Hour), 1<<30
+			}},
+		{`{"containers":{"insecure_registries":["a:1"]}}`, "--ccl-insecure-registries b,c:2", func(s *settings) { s.Containers.Insecure = list{"b", "c:2"} }},
+		{`{"containers":{"registry_configurations":{"r.example:5000":{"credentials":{"user_id":"bob","password":"secret"},
+			"transport":{"root_ca":"/a.crt","client_cert":"/c.cert","client_key":"/c.key"}}}}}`, "", func(s *settings) {
+			s.Containers.Registries = map[string]images.Registry{"r.example:5000": {
+				Credentials: images.Credentials{UserID: "bob", Password: "secret"},
+				Transport:   images.Transport{RootCA: "/a.crt", ClientCert: "/c.cert", ClientKey: "/c.key"}}}
+		}},
+		{`{"containers":{"image_verifier_type":"notation","image_verifier_config":{"configDir":"/n"}}}`, "", func(s *settings) {
+			s.Containers.Verifier, s.Containers.VerifierSetup = "notation", pairs{"configDir": "/n"}
+		}},
+		{`{}`, "--ccl-image-verifier-config configDir=/n,libexecDir=/l", func(s *settings) { s.Containers.VerifierSetup = pairs{"configDir": "/n", "libexecDir": "/l"} }},
+		{`{"network":{"default_bridge":{"name":"br","mtu":1400,"icc":false}}}`, "--net-br-icc --net-br-ipmasq=false -net-br-ip4=172.20.0.1/16", func(s *settings) {
+			b := &s.Network.Bridge
+			b.Name, b.MTU, b.Masq, b.IP4 = "br", 1400, false, "172.20.0.1/16"
+		}},
+		{`{"deployment":{"mode":"init","ctr_dir":"/c","manifest_dirs":[],"period":"0s"}}`, "--deployment-image-dirs /a,/b", func(s *settings) {
+			s.Deployment.Mode, s.Deployment.Dir, s.Deployment.Manifests, s.Deployment.Period = "init", "/c", list{}, 0
+			s.Deployment.Archives = list{"/a", "/b"}
+		}},
+		{`{"grpc_server":{"protocol":"tcp","address_path":"127.0.0.1:1"}}`, "--log-level DEBUG", func(s *settings) {
+			s.GRPC.Protocol, s.GRPC.Address, s.Log.Level = "tcp", "127.0.0.1:1", "DEBUG"
+		}},
+		{`{"things":{"features":["Metrics"]},"connection":{"broker_url":"tcp://b:1","keep_alive":"5s","transport":{"root_ca":"/ca"}}}`, "--ua-domain d", func(s *settings) {
+			s.Things.Features, s.Connection.Broker, s.Connection.KeepAlive, s.UpdateAgent.Domain = list{"Metrics"}, "tcp://b:1", config.Duration(5*time.Second), "d"
+			s.Connection.Transport.RootCA = "/ca"
+		}},
+	} {
+		got, warnings, code, output := configure(t, test.file, strings.Fields(test.args)...)
+		want := defaults()
+		test.want(&want)
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" || code != 0 || warnings != "" || output != "" {
+			t.Errorf("%s %s: exit code %d, %s%s(-want +got):\n%s", test.file, test.args, code, warnings, output, diff)
+		}
+	}
+}
+
+func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
+	for _, test := range []struct{ file, warnings string }{
+		{`{"update_agent":{"verbose_inventory":true}}`, "c.json:1: update_agent.verbose_inventory: unknown key\n"},
+		{`{"manager":{"default_ctrs_stop_timeout":"soon"}}`,
+			"c.json:1: manager.default_ctrs_stop_timeout: \"soon\": expected a duration such as \"30s\", or seconds, the default applies\n"},
+		{`{"log":{"log_level":"LOUD","log_file_size":-1}}`, "c.json:1: log.log_file_size: negative; the default applies\n" +
+			"c.json:1: log.log_level: expected ERROR, WARN, INFO, DEBUG or TRACE; the default applies\n"},
+		{`{"deployment":{"mode":"always"},"grpc_server":{"protocol":"udp"},"network":{"type":"macvlan"}}`,
+			"c.json:1: deployment.mode: \"always\": expected update or init; the default applies\n" +
+				"c.json:1: grpc_server.protocol: \"udp\": expected unix or tcp; the default applies\n" +
+				"c.json:1: network.type: \"macvlan\": expected bridge; the default applies\n"},
+		{`{"network":{"default_bridge":{"disable":true}}}`, "c.json:1: network.default_bridge.disable: has no effect in this version\n"},
+		{`{"containers":{"disk_reserve":5}}`, "c.json:1: containers.disk_reserve: expected a size such as \"64M\", the default applies\n"},
+	} {
+		got, warnings, code, output := configure(t, test.file)
+		if warnings != test.warnings || code != 0 || output != "" {
+			t.Errorf("%s: exit code %d, %s%s, want %s", test.file, code, warnings, output, test.warnings)
+		}
+		want := defaults()
+		got.Network.Bridge.Disable = false
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.file, diff)
+		}
+	}
+	if s, warnings, _, _ := configure(t, `{"containers":{"image_verifier_type":"Notation","runc_runtime":"io.containerd.runc.v1"}}`); s.Containers.Verifier != verifyNotation ||
+		s.Containers.Runtime != runcRuntime || strings.Count(warnings, "\n") != 2 {
+		t.Errorf("verifier %q, runtime %q, %s", s.Containers.Verifier, s.Containers.Runtime, warnings)
+	}
+	if _, warnings, code, _ := configure(t, "", "--cfg-file", "/none"); code != 0 || warnings != "/none: not there, the defaults apply\n" {
+		t.Errorf("no file: exit code %d, %s", code, warnings)
+	}
+	for file, part := range map[string]string{`{`: "c.json:1: not JSON", `[]`: "expected an object"} {
+		if _, _, code, output := configure(t, file); code != 1 || !strings.Contains(output, part) {
+			t.Errorf("%s: exit code %d, %s", file, code, output)
+		}
+	}
+}
+
+func TestShippedConfigurationHasNoWarnings(t *testing.T) {
+	var out bytes.Buffer
+	args := []string{name, "check-config", "--strict", "etc/container-management/config.json"}
+	if code := applet.Main([]applet.Command{Command()}, args, nil, &out, &out); code != 0 {
+		t.Errorf("exit code %d: %s", code, &out)
+	}
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containeragent
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sdvbox/platform/applet"
+)
+
+// edits runs sdv-kanto-ctl on a file and returns what systemctl was asked, too.
+func edits(t *testing.T, file, stdin string, args ...string) (code int, stdout, stderr, systemctl string) {
+	t.Helper()
+	dir := t.TempDir()
+	script := "#!/bin/sh\necho \"$@\" >>" + dir + "/calls\n"
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	var out, err bytes.Buffer
+	code = applet.Main([]applet.Command{ControlCommand()}, append([]string{"sdv-kanto-ctl", "--config-file", file}, args...), strings.NewReader(stdin), &out, &err)
+	calls, _ := os.ReadFile(dir + "/calls")
+	return code, out.String(), err.String(), strings.ReplaceAll(string(calls), "\n", ";")
+}
+
+func TestConfigurationIsEdited(t *testing.T) {
+	const reload, restart = "is-active --quiet container-agent.service;reload container-agent.service;", "try-restart container-agent.service;"
+	registry := "{\n  \"containers\": {\n    \"registry_configurations\": {\n      \"myhost\": {\n        \"credentials\": {\n" +
+		"          \"user_id\": \"myuser\",\n          \"password\": \"mypass\"\n        }\n      }\n    }\n  }\n}\n"
+	for _, test := range []struct {
+		before, stdin, args string
+		after               string // "" as before
+		systemctl           string
+		stdout, stderr      string // parts
+		code                int
+	}{
+		{before: `{}`, args: "add-registry -h myhost -u myuser -p mypass", after: registry, systemctl: reload, stdout: `"myuser"`, stderr: "--password-stdin"},
+		{before: ``, stdin: "mypass\n", args: "add-registry --hostname myhost --username myuser --password-stdin", after: registry, systemctl: reload},
+		{before: `{}`, stdin: "mypass", args: "-r add-registry -h myhost -u myuser --password-stdin", after: registry},
+		{before: registry, args: "add-registry -h myhost -u myuser -p mypass", stderr: "No difference"},
+		{before: `{}`, args: "add-registry -h myhost -u myuser", code: 2, stderr: "--password-file"},
+		{before: `{}`, args: "add-registry -u myuser -p x", code: 2, stderr: "hostname"},
+		{before: `{}`, args: "add-registry -h https://a/ -u myuser -p x", code: 2, stderr: "HOST:PORT"},
+		{before: registry, args: "remove-registry -h myhost", systemctl: reload, after: "{\n  \"containers\": {\n    \"registry_configurations\": {}\n  }\n}\n", stdout: "{}"},
+		{before: registry, args: "remove-all-registries", systemctl: reload, after: "{\n  \"containers\": {}\n}\n"},
+		{before: registry, args: "list-registries", stdout: "\"myhost\"\n"},
+		{before: `{}`, args: "list-registries", stderr: "no registry"},
+		{before: registry, args: "show-config", stdout: `"password": "***"`},
+		{before: `{}`, args: "add-entry containers.insecure_registries localhost:5000", systemctl: reload,
+			after: "{\n  \"containers\": {\n    \"insecure_registries\": [\n      \"localhost:5000\"\n    ]\n  }\n}\n"},
+		{before: `{"containers":{"insecure_registries":["a","b"]}}`, args: "remove-entry containers.insecure_registries a", systemctl: reload,
+			after: "{\n  \"containers\": {\n    \"insecure_registries\": [\n      \"b\"\n    ]\n  }\n}\n"},
+		{before: `{}`, args: `add-entry containers.insecure_registries a"b`, systemctl: reload,
+			after: "{\n  \"containers\": {\n    \"insecure_registries\": [\n      \"a\\\"b\"\n    ]\n  }\n}\n"},
+		{before: `{"z":1,"log":{"log_level":"INFO"}}`, args: "set-value log.log_level DEBUG", systemctl: restart,
+			after: "{\n  \"z\": 1,\n  \"log\": {\n    \"log_level\": \"DEBUG\"\n  }\n}\n"},
+		{before: `{}`, args: "set things.enable true", systemctl: restart, after: "{\n  \"things\": {\n    \"enable\": true\n  }\n}\n"},
+		{before: `{}`, args: "set-value network.default_bridge.mtu 1400", systemctl: restart,
+			after: "{\n  \"network\": {\n    \"default_bridge\": {\n      \"mtu\": 1400\n    }\n  }\n}\n"},
+		{before: `{}`, args: "set-value network.default_bridge.mtu many", code: 1, stderr: "network.default_bridge.mtu: expected a whole number"},
+		{before: `{}`, args: "set-value containers.image_expiry soon", code: 1, stderr: "expected a duration"},
+		{before: `{}`, args: "set-value containers.image_expire 24h", code: 1, stderr: "containers.image_expire: unknown key"},
+		{before: `{}`, args: "set-value log.log_level LOUD", code: 1, stderr: "DEBUG or TRACE"},
+		{before: `{"log":1}`, args: "set-value log.log_level DEBUG", code: 1, stderr: "not in an object"},
+		{before: `{}`, args: "set-value log.log_level", code: 2, stderr: "2 arguments"},
+		{before: `{}`, args: "add-entry log.log_level x", code: 1, stderr: "expected a string, found a list"},
+		{before: `{`, args: "set-value log.log_level DEBUG", code: 1, stderr: "not JSON"},
+		{before: `{}`, args: "bogus", code: 2, stderr: "bogus"},
+		{before: `{}`, args: "", stdout: "add-registry"},
+	} {
+		file := filepath.Join(t.TempDir(), "c.json")
+		if err := os.WriteFile(file, []byte(test.before), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		code, stdout, stderr, systemctl := edits(t, file, test.stdin, strings.Fields(test.args)...)
+		if code != test.code || systemctl != test.systemctl || !strings.Contains(stdout, test.stdout) || !strings.Contains(stderr, test.stderr) {
+			t.Errorf("%s: exit code %d, %q, %q, systemctl %q", test.args, code, stdout, stderr, systemctl)
+		}
+		if strings.Contains(stdout+stderr, "mypass") {
+			t.Errorf("%s shows the password: %s%s", test.args, stdout, stderr)
+		}
+		want := test.after
+		if want == "" {
+			want = test.before
+		}
+		if got, err := os.ReadFile(file); err != nil || string(got) != want {
+			t.Errorf("%s makes %q, %v, want %q", test.args, got, err, want)
+		}
+		if fi, err := os.Stat(file); err != nil || strings.Contains(test.after, "mypass") && fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: others can read the password: %v, %v", test.args, fi.Mode(), err)
+		}
+	}
+}
+
+func TestPasswordIsReadFromAFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/password", []byte("mypass\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr, _ := edits(t, dir+"/c.json", "", "add-registry", "-h", "myhost", "-u", "me", "--password-file", dir+"/password")
+	data, err := os.ReadFile(dir + "/c.json")
+	if code != 0 || stderr != "" || err != nil || !strings.Contains(string(data), `"password": "mypass"`) {
+		t.Errorf("exit code %d, %s, %s, %v", code, stderr, data, err)
+	}
+}
+
+func FuzzEdit(f *testing.F) {
+	f.Add([]byte(`{"a":{"b":[1,2],"password":"x"},"c":null}`), "a.b", []byte(`"v"`))
+	f.Add([]byte(`{}`), "a.b.c", []byte(`1`))
+	f.Fuzz(func(t *testing.T, data []byte, key string, value []byte) {
+		path := strings.Split(key, ".")
+		after, err := edit(data, path, value)
+		if err != nil || members(data) == nil || len(value) == 0 || !bytes.Equal(compact(value), value) {
+			return
+		}
+		if got := lookup(after, path); !bytes.Equal(got, value) {
+			t.Errorf("%s is %s in %s, want %s", key, got, after, value)
+		}
+		mask(after)
+	})
+}
