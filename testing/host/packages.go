@@ -22,7 +22,9 @@ var groups = map[string][]pkg{
 		{"runc", "runs containers"},
 		{"crun", "runs them, too"},
 		{"busybox-static", "programs in containers"},
+		{"docker-registry", "images of containers"},
 		{"nftables", "rules of the network of containers, to compare with"},
+		{"iproute2", "links and namespaces of the network of containers, to compare with"},
 	},
 	"vehicle": {
 		{"qemu-system-x86", "the machine"},
