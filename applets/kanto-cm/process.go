@@ -6,8 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/applet"
 	"sdvbox/platform/cmapi"
@@ -71,6 +74,7 @@ func startAttached(ctx context.Context, c *applet.Call, client *cmapi.Client, fo
 	if err := client.Start(ctx, found.ID); err != nil {
 		return err
 	}
+	_ = unix.Kill(os.Getpid(), unix.SIGWINCH) // only now there is a terminal to have a size
 	if err := <-ended; err != nil {
 		return err
 	}
