@@ -60,7 +60,7 @@ func (r *rig) judge(rounds int, deadline time.Duration, each ...func(round int))
 const (
 	never = 1 << 30
 	soon  = 500 * time.Millisecond // long enough for some rounds
-	late  = time.Minute           // never reached
+	late  = time.Minute            // never reached
 )
 
 func TestSlotOnTrialIsConfirmedWhenItsGatesPass(t *testing.T) {
