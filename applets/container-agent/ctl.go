@@ -465,6 +465,9 @@ func members(raw []byte) []member {
 		if err != nil {
 			return nil
 		}
+		if i := slices.IndexFunc(list, func(other member) bool { return other.name == m.name }); i >= 0 {
+			list = slices.Delete(list, i, i+1) // the last one applies
+		}
 		list = append(list, m)
 	}
 	return list

@@ -58,6 +58,8 @@ func TestConfigurationIsEdited(t *testing.T) {
 			after: "{\n  \"containers\": {\n    \"insecure_registries\": [\n      \"a\\\"b\"\n    ]\n  }\n}\n"},
 		{before: `{"z":1,"log":{"log_level":"INFO"}}`, args: "set-value log.log_level DEBUG", systemctl: restart,
 			after: "{\n  \"z\": 1,\n  \"log\": {\n    \"log_level\": \"DEBUG\"\n  }\n}\n"},
+		{before: `{"log":{"log_level":"INFO"},"log":{"log_level":"WARN"}}`, args: "set-value log.log_level DEBUG", systemctl: restart,
+			after: "{\n  \"log\": {\n    \"log_level\": \"DEBUG\"\n  }\n}\n"},
 		{before: `{}`, args: "set things.enable true", systemctl: restart, after: "{\n  \"things\": {\n    \"enable\": true\n  }\n}\n"},
 		{before: `{}`, args: "set-value network.default_bridge.mtu 1400", systemctl: restart,
 			after: "{\n  \"network\": {\n    \"default_bridge\": {\n      \"mtu\": 1400\n    }\n  }\n}\n"},

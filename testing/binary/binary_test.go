@@ -80,6 +80,15 @@ func TestBinariesAreStaticStrippedAndSmall(t *testing.T) {
 	}
 }
 
+func TestContainersCanBeLeftOut(t *testing.T) {
+	for _, pkg := range strings.Fields(output(t, repo, "go", "list", "-deps", "-tags", "omit_containers", ".")) {
+		if strings.HasPrefix(pkg, "sdvbox/platform/c") && !slices.Contains([]string{"config", "control"}, strings.TrimPrefix(pkg, "sdvbox/platform/")) ||
+			strings.Contains(pkg, "opencontainers") || strings.Contains(pkg, "sdvbox/platform/images") || strings.Contains(pkg, "/netlink") {
+			t.Errorf("%s is in a build without containers", pkg)
+		}
+	}
+}
+
 // The second build is made of a copy of the source elsewhere, so that a path of
 // the machine in the binary shows.
 func TestTwoBuildsAreByteIdentical(t *testing.T) {
