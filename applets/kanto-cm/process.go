@@ -57,7 +57,9 @@ func startAttached(ctx context.Context, c *applet.Call, client *cmapi.Client, fo
 			}
 			return nil
 		})
-		ready <- err
+		if !errors.Is(err, errEnough) {
+			ready <- err
+		}
 	}()
 	if err := <-ready; err != nil {
 		return err
@@ -69,7 +71,7 @@ func startAttached(ctx context.Context, c *applet.Call, client *cmapi.Client, fo
 	select {
 	case <-attached:
 	case err := <-ended:
-		return cmpError(err, "the container does not let its output be seen")
+		return or(err, "the container does not let its output be seen")
 	}
 	if err := client.Start(ctx, found.ID); err != nil {
 		return err
@@ -82,7 +84,7 @@ func startAttached(ctx context.Context, c *applet.Call, client *cmapi.Client, fo
 	case code := <-exits:
 		return exit(int(code))
 	case err := <-ready:
-		return cmpError(err, "nobody knows how the container ended")
+		return or(err, "nobody knows how the container ended")
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -90,8 +92,9 @@ func startAttached(ctx context.Context, c *applet.Call, client *cmapi.Client, fo
 
 var errEnough = errors.New("enough")
 
-func cmpError(err error, text string) error {
-	if err == nil || errors.Is(err, errEnough) {
+// or is err, or one with the text if that is nil.
+func or(err error, text string) error {
+	if err == nil {
 		return errors.New(text)
 	}
 	return err
