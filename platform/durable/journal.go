@@ -115,12 +115,17 @@ func ReadJournal(path string) ([]byte, error) {
 
 // adopt takes the existing journal file f, whose lock is held.
 func (j *Journal) adopt(f *os.File) error {
-	data, err := io.ReadAll(f)
+	fi, err := f.Stat()
 	if err != nil {
+		return err
+	}
+	data := make([]byte, fi.Size())
+	if _, err := io.ReadFull(f, data); err != nil {
 		return err
 	}
 	j.f, j.size = f, len(data)/2
 	j.current, j.seq, j.rec = newest(data)
+	j.rec = bytes.Clone(j.rec) // not to keep the whole file in memory
 	if len(data)%(2*block) == 0 && j.size >= slotSize(j.capacity) {
 		return nil
 	}
