@@ -18,10 +18,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"sdvbox/testing/port"
 )
 
 // Options choose what the broker asks of its clients.
@@ -94,12 +97,11 @@ func Start(tb testing.TB, o Options) *Broker {
 // is absent. The port can be taken by somebody else at any time.
 func FreeAddr(tb testing.TB, host string) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	ports, err := port.Free(host, 1)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return net.JoinHostPort(host, strconv.Itoa(ports[0]))
 }
 
 // URL returns the address as the --server option of a client takes it.
@@ -189,8 +191,8 @@ func (b *Broker) write(name, text string) string {
 func (b *Broker) configure() {
 	var c strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&c, format+"\n", args...) }
-	host, port, _ := net.SplitHostPort(b.Addr)
-	line("listener %s %s", port, host)
+	host, number, _ := net.SplitHostPort(b.Addr)
+	line("listener %s %s", number, host)
 	if os.Geteuid() == 0 {
 		line("user root") // else it changes to a user who may not read the test's files
 	}

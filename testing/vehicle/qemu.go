@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"sdvbox/platform/mqttbus"
+	"sdvbox/testing/port"
 )
 
 // Machine describes a QEMU machine.
@@ -69,7 +70,7 @@ func Start(ctx context.Context, m Machine) (*VM, error) {
 	}
 	v := &VM{Machine: m, Started: time.Now(), exited: make(chan struct{})}
 	var err error
-	if v.ports, err = freePorts(5); err != nil {
+	if v.ports, err = port.Free("127.0.0.1", 5); err != nil {
 		return nil, err
 	}
 	args, err := v.args()
@@ -443,20 +444,6 @@ func (p *port) expect(ctx context.Context, re *regexp.Regexp, from int) ([]strin
 			return nil, 0, ctx.Err()
 		}
 	}
-}
-
-// freePorts returns ports of the loopback interface that nobody uses now.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }
 
 // kvm reports whether KVM works, and quickly: there are machines whose /dev/kvm exists and hangs or crawls. The proof is a
