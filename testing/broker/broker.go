@@ -24,7 +24,7 @@ import (
 	"testing"
 	"time"
 
-	"sdvbox/testing/port"
+	"sdvbox/testing/ports"
 )
 
 // Options choose what the broker asks of its clients.
@@ -97,11 +97,11 @@ func Start(tb testing.TB, o Options) *Broker {
 // is absent. The port can be taken by somebody else at any time.
 func FreeAddr(tb testing.TB, host string) string {
 	tb.Helper()
-	ports, err := port.Free(host, 1)
+	free, err := ports.Free(host, 1)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return net.JoinHostPort(host, strconv.Itoa(ports[0]))
+	return net.JoinHostPort(host, strconv.Itoa(free[0]))
 }
 
 // URL returns the address as the --server option of a client takes it.

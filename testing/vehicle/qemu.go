@@ -22,7 +22,7 @@ import (
 	"time"
 
 	"sdvbox/platform/mqttbus"
-	"sdvbox/testing/port"
+	"sdvbox/testing/ports"
 )
 
 // Machine describes a QEMU machine.
@@ -70,7 +70,7 @@ func Start(ctx context.Context, m Machine) (*VM, error) {
 	}
 	v := &VM{Machine: m, Started: time.Now(), exited: make(chan struct{})}
 	var err error
-	if v.ports, err = port.Free("127.0.0.1", 5); err != nil {
+	if v.ports, err = ports.Free("127.0.0.1", 5); err != nil {
 		return nil, err
 	}
 	args, err := v.args()

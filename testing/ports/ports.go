@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package port finds TCP ports for servers that a test starts, stops, and starts again at the same place.
-package port
+// Package ports finds TCP ports for servers that a test starts, stops, and starts again at the same place.
+package ports
 
 import (
 	"fmt"
