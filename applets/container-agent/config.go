@@ -13,11 +13,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"sdvbox/platform/applet"
 	"sdvbox/platform/config"
 	"sdvbox/platform/ctrmodel"
 	"sdvbox/platform/images"
+	"sdvbox/platform/mqttbus"
 )
 
 const (
@@ -34,9 +36,9 @@ type settings struct {
 	Network     networkSettings    `json:"network" group:"Network options"`
 	GRPC        grpcSettings       `json:"grpc_server" group:"Options of the API"`
 	Deployment  deploymentSettings `json:"deployment" group:"Options of the deployment"`
-	Things      thingsSettings     `json:"things" group:"Options that have no effect yet"`
-	UpdateAgent updateSettings     `json:"update_agent" group:"Options that have no effect yet"`
-	Connection  connectionSettings `json:"connection" group:"Options that have no effect yet"`
+	Things      thingsSettings     `json:"things" group:"Options of the digital twin"`
+	UpdateAgent updateSettings     `json:"update_agent" group:"Options of the update agent"`
+	Connection  connectionSettings `json:"connection" group:"Broker options"`
 }
 
 type logSettings struct {
@@ -119,33 +121,44 @@ type deploymentSettings struct {
 }
 
 type thingsSettings struct {
-	Enable   bool   `json:"enable" long:"things-enable" hidden:"true"`
+	Enable   bool   `json:"enable" long:"things-enable" description:"publish the containers as features of a digital twin, and take its commands"`
 	HomeDir  string `json:"home_dir" long:"things-home-dir" hidden:"true"`
-	Features list   `json:"features" long:"things-features" hidden:"true"`
+	Features list   `json:"features" long:"things-features" value-name:"LIST" description:"which of ContainerFactory, SoftwareUpdatable and Metrics, with commas"`
 }
 
 type updateSettings struct {
-	Enable  bool   `json:"enable" long:"ua-enable" hidden:"true"`
-	Domain  string `json:"domain" long:"ua-domain" hidden:"true"`
-	System  list   `json:"system_containers" long:"ua-system-containers" hidden:"true"`
-	Verbose bool   `json:"verbose_inventory_report" long:"ua-verbose-inventory-report" hidden:"true"`
+	Enable  bool   `json:"enable" long:"ua-enable" description:"be the update agent of a domain"`
+	Domain  string `json:"domain" long:"ua-domain" value-name:"NAME" description:"the domain, which begins its topics"`
+	System  list   `json:"system_containers" long:"ua-system-containers" value-name:"LIST" description:"names of containers that updates leave alone, with commas"`
+	Verbose bool   `json:"verbose_inventory_report" long:"ua-verbose-inventory-report" description:"tell more of each container in the current state"`
 }
 
 type connectionSettings struct {
-	Broker             string          `json:"broker_url" long:"conn-broker-url" hidden:"true"`
-	KeepAlive          config.Duration `json:"keep_alive" long:"conn-keep-alive" hidden:"true"`
+	Broker             string          `json:"broker_url" long:"conn-broker-url" value-name:"URL" description:"MQTT broker"`
+	KeepAlive          config.Duration `json:"keep_alive" long:"conn-keep-alive" value-name:"TIME" description:"time without traffic after which the broker is probed"`
 	DisconnectTimeout  config.Duration `json:"disconnect_timeout" long:"conn-disconnect-timeout" hidden:"true"`
-	Username           string          `json:"client_username" long:"conn-client-username" hidden:"true"`
-	Password           string          `json:"client_password" long:"conn-client-password" hidden:"true"`
-	ConnectTimeout     config.Duration `json:"connect_timeout" long:"conn-connect-timeout" hidden:"true"`
-	AcknowledgeTimeout config.Duration `json:"acknowledge_timeout" long:"conn-ack-timeout" hidden:"true"`
-	SubscribeTimeout   config.Duration `json:"subscribe_timeout" long:"conn-sub-timeout" hidden:"true"`
+	Username           string          `json:"client_username" long:"conn-client-username" value-name:"NAME" description:"user name for the broker"`
+	Password           string          `json:"client_password" long:"conn-client-password" value-name:"PASSWORD" default-mask:"-" description:"password for the broker; others can see it here, better name a file"`
+	PasswordFile       string          `json:"client_password_file" long:"conn-client-password-file" value-name:"FILE" description:"file with the password for the broker"`
+	ConnectTimeout     config.Duration `json:"connect_timeout" long:"conn-connect-timeout" value-name:"TIME" description:"how long an attempt to connect may take"`
+	AcknowledgeTimeout config.Duration `json:"acknowledge_timeout" long:"conn-ack-timeout" value-name:"TIME" description:"how long the broker may take to accept a message"`
+	SubscribeTimeout   config.Duration `json:"subscribe_timeout" long:"conn-sub-timeout" value-name:"TIME" description:"how long the broker may take to accept the subscriptions"`
 	UnsubscribeTimeout config.Duration `json:"unsubscribe_timeout" long:"conn-unsub-timeout" hidden:"true"`
 	Transport          struct {
-		RootCA string `json:"root_ca" long:"conn-root-ca" hidden:"true"`
-		Cert   string `json:"client_cert" long:"conn-client-cert" hidden:"true"`
-		Key    string `json:"client_key" long:"conn-client-key" hidden:"true"`
-	} `json:"transport" group:"Options that have no effect yet"`
+		RootCA string `json:"root_ca" long:"conn-root-ca" value-name:"FILE" description:"certificates (PEM) that may sign the broker's; default: those the system trusts"`
+		Cert   string `json:"client_cert" long:"conn-client-cert" value-name:"FILE" description:"client certificate (PEM) for the broker"`
+		Key    string `json:"client_key" long:"conn-client-key" value-name:"FILE" description:"key (PEM) of the client certificate"`
+	} `json:"transport" group:"Broker options: TLS"`
+}
+
+// bus says how one of the services reaches the broker; id is the name of its session there.
+func (s *settings) bus(id string) mqttbus.Config {
+	c := s.Connection
+	return mqttbus.Config{
+		Broker: c.Broker, ClientID: id, User: c.Username, Password: c.Password, PasswordFile: c.PasswordFile,
+		CAFile: c.Transport.RootCA, CertFile: c.Transport.Cert, KeyFile: c.Transport.Key, KeepAlive: time.Duration(c.KeepAlive),
+		ConnectTimeout: time.Duration(c.ConnectTimeout), PublishTimeout: time.Duration(c.AcknowledgeTimeout), SubscribeTimeout: time.Duration(c.SubscribeTimeout),
+	}
 }
 
 func defaults() settings {
@@ -165,8 +178,16 @@ func defaults() settings {
 		Enable: true, Mode: "update", Dir: "/etc/container-management/containers", Manifests: list{"/data/var/containers/manifests"},
 		Archives: list{"/data/var/containers/images"}, Period: config.Duration(2 * time.Second),
 	}
+	s.Things = thingsSettings{Enable: true, Features: twinFeatures()}
+	s.UpdateAgent.Domain = "containers"
+	s.Connection = connectionSettings{
+		Broker: "tcp://localhost:1883", KeepAlive: config.Duration(20 * time.Second), ConnectTimeout: config.Duration(30 * time.Second),
+		AcknowledgeTimeout: config.Duration(15 * time.Second), SubscribeTimeout: config.Duration(15 * time.Second),
+	}
 	return s
 }
+
+func twinFeatures() list { return list{"ContainerFactory", "SoftwareUpdatable", "Metrics"} }
 
 const (
 	runcRuntime    = "io.containerd.runc.v2"
@@ -267,16 +288,47 @@ func (s *settings) check(f *config.File) {
 		"network.default_bridge.userland_proxy": s.Network.Bridge.UserProxy,
 		"containers.image_dec_keys":             len(s.Containers.DecKeys) > 0,
 		"containers.image_dec_recipients":       len(s.Containers.DecRecipients) > 0,
-		"things.enable":                         s.Things.Enable,
-		"update_agent.enable":                   s.UpdateAgent.Enable,
 	} {
 		if without {
 			f.Warn(key, noEffect)
 		}
 	}
+	s.checkRemote(f)
 	slices.SortStableFunc(f.Warnings, func(a, b config.Warning) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
 	})
+}
+
+// checkRemote makes sure that who works over the bus can: containers do not depend on that.
+func (s *settings) checkRemote(f *config.File) {
+	s.Things.Features = slices.DeleteFunc(s.Things.Features, func(feature string) bool {
+		unknown := !slices.Contains(twinFeatures(), feature)
+		if unknown {
+			f.Warn("things.features", fmt.Sprintf("%.40q is no feature, expected %s", feature, strings.Join(twinFeatures(), ", ")))
+		}
+		return unknown
+	})
+	if d := s.UpdateAgent.Domain; d == "" || len(d) > 200 || strings.ContainsAny(d, "+#") || strings.ContainsFunc(d, unicode.IsControl) {
+		f.Warn("update_agent.domain", "expected a name that can be part of a topic, without + and #; the default applies")
+		s.UpdateAgent.Domain = defaults().UpdateAgent.Domain
+	}
+	c := &s.Connection
+	scheme, _, found := strings.Cut(c.Broker, "://")
+	if !found {
+		f.Warn("connection.broker_url", "no scheme, taken as tcp://")
+	}
+	if plain := strings.ToLower(scheme); (!found || plain == "tcp" || plain == "mqtt") && c.Transport.RootCA+c.Transport.Cert+c.Transport.Key != "" {
+		f.Warn("connection.transport", "has no effect on a connection without encryption")
+		c.Transport.RootCA, c.Transport.Cert, c.Transport.Key = "", "", ""
+	}
+	if c.Username == "" && c.Password+c.PasswordFile != "" {
+		f.Warn("connection.client_username", "empty, so that the password has no effect")
+		c.Password, c.PasswordFile = "", ""
+	}
+	if err := s.bus(name).Validate(); err != nil {
+		f.Warn("connection", err.Error()+"; things and update_agent are off")
+		s.Things.Enable, s.UpdateAgent.Enable = false, false
+	}
 }
 
 // list is separated by commas on the command line.

@@ -51,11 +51,12 @@ func TestConfigurationOfLedaIsUnderstood(t *testing.T) {
 	s, warnings, code, output := configure(t, `{
 		"manager": {"default_ctrs_stop_timeout": 5}, "log": {"log_file": "/var/log/cm.log"}, "things": {"enable": false},
 		"update_agent": {"enable": true, "system_containers": ["sua"], "verbose_inventory_report": false}}`)
-	if code != 0 || output != "" || warnings != "c.json:3: update_agent.enable: has no effect in this version\n" {
+	if code != 0 || output != "" || warnings != "" {
 		t.Fatalf("exit code %d, %q, %q", code, warnings, output)
 	}
 	want := defaults()
 	want.Manager.StopTimeout, want.Log.File = seconds(5*time.Second), "/var/log/cm.log"
+	want.Things.Enable = false
 	want.UpdateAgent.Enable, want.UpdateAgent.System = true, list{"sua"}
 	if diff := cmp.Diff(want, s, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -96,8 +97,8 @@ func TestFileAndFlagsSetWhatTheyName(t *testing.T) {
 		{`{"grpc_server":{"protocol":"tcp","address_path":"127.0.0.1:1"}}`, "--log-level DEBUG", func(s *settings) {
 			s.GRPC.Protocol, s.GRPC.Address, s.Log.Level = "tcp", "127.0.0.1:1", "DEBUG"
 		}},
-		{`{"things":{"features":["Metrics"]},"connection":{"broker_url":"tcp://b:1","keep_alive":"5s","transport":{"root_ca":"/ca"}}}`, "--ua-domain d", func(s *settings) {
-			s.Things.Features, s.Connection.Broker, s.Connection.KeepAlive, s.UpdateAgent.Domain = list{"Metrics"}, "tcp://b:1", config.Duration(5*time.Second), "d"
+		{`{"things":{"features":["Metrics"]},"connection":{"broker_url":"mqtts://b:1","keep_alive":"5s","transport":{"root_ca":"/ca"}}}`, "--ua-domain d", func(s *settings) {
+			s.Things.Features, s.Connection.Broker, s.Connection.KeepAlive, s.UpdateAgent.Domain = list{"Metrics"}, "mqtts://b:1", config.Duration(5*time.Second), "d"
 			s.Connection.Transport.RootCA = "/ca"
 		}},
 	} {
@@ -122,6 +123,10 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 				"c.json:1: grpc_server.protocol: \"udp\": expected unix or tcp; the default applies\n" +
 				"c.json:1: network.type: \"macvlan\": expected bridge; the default applies\n"},
 		{`{"network":{"default_bridge":{"disable":true}}}`, "c.json:1: network.default_bridge.disable: has no effect in this version\n"},
+		{`{"things":{"features":["ContainerFactory","SoftwareUpdatable","Metrics","metrics"]}}`,
+			"c.json:1: things.features: \"metrics\" is no feature, expected ContainerFactory, SoftwareUpdatable, Metrics\n"},
+		{`{"update_agent":{"domain":"a/#"}}`,
+			"c.json:1: update_agent.domain: expected a name that can be part of a topic, without + and #; the default applies\n"},
 		{`{"containers":{"disk_reserve":5}}`, "c.json:1: containers.disk_reserve: expected a size such as \"64M\", the default applies\n"},
 	} {
 		got, warnings, code, output := configure(t, test.file)
@@ -137,6 +142,14 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 	if s, warnings, _, _ := configure(t, `{"containers":{"image_verifier_type":"Notation","runc_runtime":"io.containerd.runc.v1"}}`); s.Containers.Verifier != verifyNotation ||
 		s.Containers.Runtime != runcRuntime || strings.Count(warnings, "\n") != 2 {
 		t.Errorf("verifier %q, runtime %q, %s", s.Containers.Verifier, s.Containers.Runtime, warnings)
+	}
+	if s, warnings, code, _ := configure(t, `{"update_agent":{"enable":true},"connection":{"broker_url":"wss://b"}}`); code != 0 || s.Things.Enable || s.UpdateAgent.Enable ||
+		warnings != "c.json:1: connection: broker \"wss://b\": unknown scheme, expected tcp or mqtts; things and update_agent are off\n" {
+		t.Errorf("a broker that cannot be reached: exit code %d, %s", code, warnings)
+	}
+	if s, warnings, _, _ := configure(t, `{"connection":{"broker_url":"b","client_password":"secret","transport":{"root_ca":"/ca"}}}`); s.bus("id").Validate() != nil ||
+		s.Connection.Password != "" || !s.Things.Enable || strings.Count(warnings, "\n") != 3 || strings.Contains(warnings, "secret") {
+		t.Errorf("%+v, %s", s.Connection, warnings)
 	}
 	if _, warnings, code, _ := configure(t, "", "--cfg-file", "/none"); code != 0 || warnings != "/none: not there, the defaults apply\n" {
 		t.Errorf("no file: exit code %d, %s", code, warnings)

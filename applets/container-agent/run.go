@@ -125,6 +125,13 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 	})
 	side.Go(func() { reload(ctx, hangup, log, store, load) })
 	side.Go(func() { watch(ctx, engine, n) })
+	for _, serve := range services() {
+		side.Go(func() {
+			if err := serve(ctx, parts{engine, s, state, log}); err != nil && ctx.Err() == nil {
+				cancel(err)
+			}
+		})
+	}
 	n.Watch(func() error {
 		_, err := engine.List(ctx)
 		return err
@@ -136,6 +143,20 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 	}
 	return err
 }
+
+// A service works beside the engine, as far as the settings want it, until ctx ends. It waits for what it needs, such as a
+// broker. Its error ends the agent, for the service manager to start it again; containers do not mind.
+type service func(ctx context.Context, p parts) error
+
+// parts are what a service works with.
+type parts struct {
+	engine   *containers.Engine
+	settings *settings
+	state    string // directory for what has to outlive the agent, in files of the service's own
+	log      *slog.Logger
+}
+
+func services() []service { return nil }
 
 const networkPeriod = 10 * time.Second
 
