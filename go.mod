@@ -2,6 +2,8 @@ module sdvbox
 
 go 1.26.0
 
+ignore ./build
+
 require (
 	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/eclipse/paho.mqtt.golang v1.5.1

@@ -25,14 +25,14 @@ import (
 // machine is where the helper works; tests have another one.
 type machine struct {
 	cmdline string // file with the kernel command line
-	release string // os-release
+	root    string // of the running system
 	bus     string // address of the message bus, "" for the system's
 	reboot  func(context.Context) error
 }
 
 // Command describes the applet.
 func Command() applet.Command {
-	return command(machine{cmdline: "/proc/cmdline", release: "/etc/os-release", reboot: systemd.Reboot})
+	return command(machine{cmdline: "/proc/cmdline", root: "/", reboot: systemd.Reboot})
 }
 
 // Exit codes of status.

@@ -34,12 +34,15 @@ func newRig(t *testing.T, cmdline string, state func(*slots.State)) *rig {
 	r := &rig{t: t, spec: "grub:" + filepath.Join(dir, "grubenv")}
 	r.machine = machine{
 		cmdline: filepath.Join(dir, "cmdline"),
-		release: filepath.Join(dir, "os-release"),
+		root:    dir,
 		bus:     "unix:path=" + filepath.Join(dir, "no-bus"),
 		reboot:  func(context.Context) error { r.reboots++; return nil },
 	}
 	write(t, r.cmdline, "quiet "+cmdline+"\n")
-	write(t, r.release, "NAME=x\nVERSION_ID=\"1.5\"\n")
+	if err := os.Mkdir(filepath.Join(dir, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "etc/os-release"), "NAME=x\nVERSION_ID=\"1.5\"\n")
 	st := slots.New(slots.Names[:]...)
 	if state != nil {
 		state(&st)

@@ -9,13 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 
 	"sdvbox/platform/applet"
+	"sdvbox/platform/osrelease"
 	"sdvbox/platform/rauc"
 	"sdvbox/platform/slots"
 )
@@ -183,18 +183,8 @@ func (s *Status) add(st slots.State, r rauc.Slot) {
 
 // version returns the version of the running system for a slot that RAUC has not written.
 func (m machine) version() string {
-	f, err := os.Open(m.release)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	values := map[string]string{}
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if key, value, ok := strings.Cut(sc.Text(), "="); ok {
-			values[key] = strings.Trim(value, `"'`)
-		}
-	}
-	return cmp.Or(values["EDITION_ID"], values["VERSION_ID"])
+	v, _ := osrelease.Version(m.root) // none is shown as none
+	return v
 }
 
 func (s *Status) exitCode() int {

@@ -16,6 +16,7 @@ import (
 	"github.com/u-root/u-root/pkg/mount"
 	"golang.org/x/sys/unix"
 
+	"sdvbox/platform/osrelease"
 	"sdvbox/platform/slots"
 )
 
@@ -305,7 +306,7 @@ func view(dev string, f func(dir string) error) (err error) {
 // content is what can be seen of a slot without booting it.
 type content struct {
 	kernel  bool
-	version string // VERSION_ID of os-release
+	version string // of os-release
 }
 
 // inspect looks into the file system of a slot.
@@ -317,24 +318,11 @@ func inspect(dev string) (c content, err error) {
 				c.kernel = true
 			}
 		}
-		for _, name := range []string{"etc/os-release", "usr/lib/os-release"} {
-			data, err := os.ReadFile(filepath.Join(dir, name))
-			if err == nil {
-				c.version = osVersion(string(data))
-				return nil
-			}
+		var err error
+		if c.version, err = osrelease.Version(dir); err != nil {
+			return fmt.Errorf("the file system is damaged or is not a root file system: %w", err)
 		}
-		return errors.New("no os-release: the file system is damaged or is not a root file system")
+		return nil
 	})
 	return c, err
-}
-
-// osVersion returns VERSION_ID of an os-release file.
-func osVersion(text string) string {
-	for line := range strings.Lines(text) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "VERSION_ID="); ok {
-			return strings.Trim(v, `"'`)
-		}
-	}
-	return ""
 }

@@ -242,15 +242,3 @@ func TestShellsRunOnTheKernelsConsoles(t *testing.T) {
 		}
 	}
 }
-
-func TestVersionComesFromOSRelease(t *testing.T) {
-	for text, want := range map[string]string{
-		"NAME=x\nVERSION_ID=1.2\n":     "1.2",
-		"VERSION_ID=\"v1.3-4\"\nFOO=1": "v1.3-4",
-		"BUILD_VERSION_ID=7\n":         "",
-	} {
-		if got := osVersion(text); got != want {
-			t.Errorf("%q: %q, want %q", text, got, want)
-		}
-	}
-}

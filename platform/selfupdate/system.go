@@ -3,7 +3,6 @@
 package selfupdate
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"sdvbox/platform/bootenv"
+	"sdvbox/platform/osrelease"
 	"sdvbox/platform/rauc"
 	"sdvbox/platform/slots"
 )
@@ -177,24 +177,11 @@ func (s *RAUCSystem) slots(ctx context.Context) (booted rauc.Slot, other *rauc.S
 // release is the version that os-release names, for a system RAUC has not
 // installed.
 func (s *RAUCSystem) release() string {
-	const unknown = "bundle_version_not_available"
-	f, err := os.Open(s.Root + "/etc/os-release")
-	if err != nil {
-		return unknown
+	v, err := osrelease.Version(cmp.Or(s.Root, "/"))
+	if err != nil || v == "" {
+		return "bundle_version_not_available"
 	}
-	defer f.Close()
-	values := map[string]string{}
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if k, v, ok := strings.Cut(sc.Text(), "="); ok {
-			values[k] = strings.Trim(v, `"'`)
-		}
-	}
-	for _, k := range []string{"EDITION_ID", "VERSION_ID"} {
-		if values[k] != "" {
-			return values[k]
-		}
-	}
-	return unknown
+	return v
 }
 
 func (s *RAUCSystem) Other(ctx context.Context) (Slot, error) {
