@@ -137,6 +137,7 @@ type HostConfig struct {
 const (
 	BridgeNetwork = "bridge"
 	HostNetwork   = "host"
+	NoNetwork     = "none" // but its own loopback
 )
 
 // Device is a device node of the host, or a directory of them.

@@ -86,10 +86,12 @@ func (h *HostConfig) validate() error {
 		return invalid("devices: a privileged container has all already")
 	case h.Privileged && len(h.ExtraCapabilities) > 0:
 		return invalid("extra_capabilities: a privileged container has all already")
-	case h.NetworkMode != BridgeNetwork && h.NetworkMode != HostNetwork:
-		return invalid("network_mode %q: expected bridge or host", h.NetworkMode)
+	case h.NetworkMode != BridgeNetwork && h.NetworkMode != HostNetwork && h.NetworkMode != NoNetwork:
+		return invalid("network_mode %q: expected bridge, host or none", h.NetworkMode)
 	case h.NetworkMode == HostNetwork && len(h.Ports) > 0:
 		return invalid("port_mappings: a container in the host's network listens on the host already")
+	case h.NetworkMode == NoNetwork && len(h.Ports) > 0:
+		return invalid("port_mappings: a container without a network cannot be reached")
 	case !slices.Contains(runtimes, h.Runtime):
 		return invalid("runtime %q: expected one of %s", h.Runtime, strings.Join(runtimes, " "))
 	}
@@ -103,8 +105,8 @@ func (h *HostConfig) validate() error {
 		if err != nil {
 			return fmt.Errorf("extra_hosts[%d]: %w", i, err)
 		}
-		if h.NetworkMode == HostNetwork && strings.HasPrefix(value, HostIP) {
-			return invalid("extra_hosts[%d] %q: a container in the host's network has no other address of the host", i, entry)
+		if h.NetworkMode != BridgeNetwork && strings.HasPrefix(value, HostIP) {
+			return invalid("extra_hosts[%d] %q: the host has an address of its own for containers in the network bridge only", i, entry)
 		}
 	}
 	for i, p := range h.Ports {

@@ -85,7 +85,7 @@ func New(cfg Config) (*Network, error) {
 }
 
 // Attach makes the place of a container that is about to start, and says in c what and where it is. The namespace is empty for
-// a container in the host's network.
+// a container that is not behind the bridge.
 func (n *Network) Attach(ctx context.Context, c *ctrmodel.Container) (netNS string, err error) {
 	if err := ctx.Err(); err != nil {
 		return "", err

@@ -71,22 +71,22 @@ func (s *sandbox) names() []string {
 	return slices.DeleteFunc(slices.Compact(names), func(name string) bool { return name == "" || strings.HasPrefix(name, ".") })
 }
 
-// hosts is the hosts file of a container: itself, what it was told, and its neighbours.
+// hosts is the hosts file of a container: itself, what it was told, and its neighbours, if it has any.
 func (n *Network) hosts(s *sandbox, names []string, owner map[string]*sandbox) string {
 	var b strings.Builder
-	if s.bridged() {
-		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
-			"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
-		for _, ip := range s.ips() {
-			fmt.Fprintf(&b, "%s\t%s\n", ip, strings.Join(s.names(), " "))
-		}
-	} else {
+	if s.Mode == ctrmodel.HostNetwork {
 		text, err := os.ReadFile(filepath.Join(n.cfg.HostFiles, "hosts"))
 		if err != nil {
 			text = []byte("127.0.0.1\tlocalhost\n::1\tlocalhost")
 		}
 		b.Write(bytes.TrimRight(text, "\n"))
 		b.WriteByte('\n')
+	} else {
+		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
+			"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+		for _, ip := range s.ips() {
+			fmt.Fprintf(&b, "%s\t%s\n", ip, strings.Join(s.names(), " "))
+		}
 	}
 	told := map[string]bool{}
 	for _, entry := range s.ExtraHosts {
@@ -108,6 +108,9 @@ func (n *Network) hosts(s *sandbox, names []string, owner map[string]*sandbox) s
 			fmt.Fprintf(&b, "%s\t%s\n", ip, name)
 		}
 	}
+	if s.Mode == ctrmodel.NoNetwork {
+		names = nil
+	}
 	for _, name := range names {
 		if other := owner[name]; other != nil && other != s && !told[name] {
 			for _, ip := range other.ips() {
@@ -118,8 +121,12 @@ func (n *Network) hosts(s *sandbox, names []string, owner map[string]*sandbox) s
 	return b.String()
 }
 
+// ips are the addresses that a container knows itself by.
 func (s *sandbox) ips() []netip.Addr {
-	if s.IP6.IsValid() {
+	switch {
+	case s.Mode == ctrmodel.NoNetwork:
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	case s.IP6.IsValid():
 		return []netip.Addr{s.IP4, s.IP6}
 	}
 	return []netip.Addr{s.IP4}
@@ -169,8 +176,11 @@ func (n *Network) hostResolvConf(bridged bool) string {
 // resolvConf is the resolv.conf of a container: the host's without servers that it does not reach.
 func (n *Network) resolvConf(s *sandbox) string {
 	text := n.hostResolvConf(s.bridged())
-	if !s.bridged() {
+	switch s.Mode {
+	case ctrmodel.HostNetwork:
 		return text
+	case ctrmodel.NoNetwork:
+		return "# This container has no network.\n"
 	}
 	var b strings.Builder
 	for line := range strings.Lines(text) {

@@ -130,6 +130,32 @@ func TestContainerInTheNetworkOfTheHostHasItsFiles(t *testing.T) {
 	detach(t, n, c)
 }
 
+func TestContainerWithoutANetworkKnowsItself(t *testing.T) {
+	n := newNetwork(t, nil)
+	attach(t, n, container("peer"))
+	before := traces(t, n)
+	c := container("one", "four:10.1.2.3", "friend:container_peer-host")
+	c.HostConfig.NetworkMode = ctrmodel.NoNetwork
+	if netNS := attach(t, n, c); netNS != "" {
+		t.Errorf("it has the namespace %s", netNS)
+	}
+	for name, want := range map[string]string{"localhost": "127.0.0.1 ::1", "one": "127.0.0.1", "one-host": "127.0.0.1", "four": "10.1.2.3", "peer": ""} {
+		wantHost(t, c, name, want)
+	}
+	if text := read(t, c.ResolvConfPath); strings.Contains(text, "nameserver") {
+		t.Errorf("resolv.conf:\n%s", text)
+	}
+	if e, ok := c.NetworkSettings.Networks["none"]; !ok || e.IPAddress != "" || c.NetworkSettings.SandboxKey != "" {
+		t.Errorf("network settings %+v", c.NetworkSettings)
+	}
+	n = restart(t, n, c.ID, "id-peer")
+	wantHost(t, c, "one", "127.0.0.1")
+	detach(t, n, c)
+	if after := traces(t, n); after != before {
+		t.Errorf("left:\n%s\nwant\n%s", after, before)
+	}
+}
+
 func TestOnlyServersInReachAreAsked(t *testing.T) {
 	n := &Network{cfg: Config{HostFiles: t.TempDir()}}
 	check(os.WriteFile(filepath.Join(n.cfg.HostFiles, "resolv.conf"), []byte("# by hand\nnameserver 127.0.0.1\nnameserver 10.0.0.53\n"+

@@ -22,7 +22,7 @@ import (
 // Options is what does not follow from a container and its image.
 type Options struct {
 	Namespace string // of containerd; names the parent of the cgroup
-	NetNS     string // path of the network namespace, not needed in the host's network
+	NetNS     string // path of the network namespace behind the bridge; a container without a network gets one from the runtime
 	Rootfs    string // directory that shows the root file system, only if NeedsRootfs
 	Host      Host
 }
@@ -131,8 +131,11 @@ func namespaces(mode, netNS string) []specs.LinuxNamespace {
 		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 		{Type: specs.CgroupNamespace},
 	}
-	if mode != ctrmodel.HostNetwork {
+	switch mode {
+	case ctrmodel.BridgeNetwork:
 		list = append(list, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netNS})
+	case ctrmodel.NoNetwork:
+		list = append(list, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}
 	return list
 }

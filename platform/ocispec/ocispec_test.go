@@ -51,7 +51,7 @@ func TestArgumentsComeFromImageAndContainer(t *testing.T) {
 
 func TestNetworks(t *testing.T) {
 	for mode, want := range map[string]*specs.LinuxNamespace{
-		"bridge": {Type: "network", Path: "/run/netns/x"}, "host": nil,
+		"bridge": {Type: "network", Path: "/run/netns/x"}, "host": nil, "none": {Type: "network"},
 	} {
 		s, err := build(t, v1.ImageConfig{}, full, func(c *ctrmodel.Container) { c.HostConfig.NetworkMode = mode })
 		if err != nil {

@@ -288,6 +288,24 @@ echo null $(echo x >/dev/null && head -c 1 /dev/zero | od -An -b)
 	}
 }
 
+func TestContainerWithoutANetworkHasItsLoopback(t *testing.T) {
+	for _, runtime := range []string{"runc", "crun"} {
+		t.Run(runtime, func(t *testing.T) {
+			b := newBox(t, runtime, "sh", "-c", `
+echo own $(readlink /proc/self/ns/net)
+echo lo $(cat /sys/class/net/lo/flags)
+echo up $(grep -L -i '^0x.*[02468ace]$' /sys/class/net/*/flags)
+`)
+			b.c.HostConfig.NetworkMode = ctrmodel.NoNetwork
+			out := b.run()
+			want(t, out, map[string]string{"lo": "0x9", "up": "/sys/class/net/lo/flags"})
+			if host, err := os.Readlink("/proc/self/ns/net"); err != nil || strings.Contains(out, host) {
+				t.Errorf("it is in the host's network %s, %v", host, err)
+			}
+		})
+	}
+}
+
 func TestPrivilegedContainerHasAll(t *testing.T) {
 	b := sh(t, `
 cat /proc/self/status
