@@ -3,6 +3,7 @@
 package ctrmodel
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -91,6 +92,58 @@ func TestCompare(t *testing.T) {
 				t.Errorf("%s: updated %v, %v, then still %d", test.what, changed, err, again)
 			}
 		}
+	}
+}
+
+// wantStable checks that what may be left out of a valid container makes no difference, and that of two containers nothing is
+// to be done once it has been.
+func wantStable(t *testing.T, c *Container) {
+	t.Helper()
+	full := c.Clone()
+	full.Defaults(newID)
+	if Compare(c, full) != Same || Compare(full, c) != Same {
+		t.Errorf("%+v is not the same with its defaults, %+v", c, full)
+	}
+	again := full.Clone()
+	again.Defaults(newID)
+	if diff := cmp.Diff(full, again); diff != "" {
+		t.Errorf("the defaults of %+v have defaults: %s", c, diff)
+	}
+	current := full.Clone()
+	current.HostConfig.RestartPolicy, current.HostConfig.Resources = RestartPolicy{Type: RestartNever}, Resources{}
+	if Compare(current, c) == Same {
+		return
+	}
+	if _, err := current.Update(UpdateOptions{&full.HostConfig.RestartPolicy, &full.HostConfig.Resources}); err != nil || Compare(current, c) != Same {
+		t.Errorf("%+v stays different after an update, %v: %+v", c, err, current)
+	}
+}
+
+func TestWhatMayBeLeftOutMakesNoDifference(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	pick := func(choice ...string) string { return choice[random.IntN(len(choice))] }
+	tried := 0
+	for range 20_000 {
+		c := &Container{Name: "radio", Image: Image{Name: "registry.example/radio:1"}}
+		c.Mounts = []Mount{{Source: "/a", Destination: "/b", Propagation: pick("", "shared"), ReadOnly: random.IntN(2) == 0}}
+		h := &c.HostConfig
+		h.NetworkMode, h.Privileged = pick("", "bridge", "host", "none"), random.IntN(4) == 0
+		h.Devices = []Device{{OnHost: "/dev/x", InContainer: pick("", "/dev/y"), Permissions: pick("", "r")}}[:random.IntN(2)]
+		h.Ports = []Port{{Proto: pick("", "udp"), HostIP: pick("", "::1"), Container: 1, HostPort: 2, HostPortEnd: uint16(random.IntN(4))}}[:random.IntN(2)]
+		h.RestartPolicy = RestartPolicy{Type: pick("", "no", "always", "on-failure"), MaxRetries: int64(random.IntN(2)), RetryTimeout: time.Duration(random.IntN(2))}
+		h.Log.Driver = LogDriver{Type: pick("", "json-file", "none"), MaxFiles: int64(random.IntN(3)), MaxSize: pick("", "1M"), RootDir: pick("", "/x")}
+		h.Log.Mode = LogMode{Mode: pick("", "blocking", "non-blocking"), MaxBufferSize: pick("", "1k")}
+		h.Resources = Resources{Memory: pick("", "8M", "1.5 G"), MemoryReservation: pick("", "5m"), MemorySwap: pick("", "-1", "16M", "4g")}
+		full := c.Clone()
+		full.Defaults(newID)
+		if full.Validate() != nil {
+			continue
+		}
+		tried++
+		wantStable(t, c)
+	}
+	if tried < 1000 {
+		t.Errorf("only %d containers were valid", tried)
 	}
 }
 

@@ -110,6 +110,24 @@ func TestDurationsOfManySecondsStayDurations(t *testing.T) {
 	}
 }
 
+func FuzzParseOriginal(f *testing.F) {
+	f.Add([]byte(`{"container_id": "x", "container_name": "a", "image": {"name": "b"}, "state": {"status": 2}, "host_config": {"resources": {"memory": "64M"}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := ParseOriginal(data)
+		if err != nil {
+			return
+		}
+		unlimited := c.HostConfig.Resources.Memory != "" && c.HostConfig.Resources.MemorySwap == Unlimited
+		c.Defaults(newID)
+		if r := c.HostConfig.Resources; unlimited && r.MemorySwap != Unlimited {
+			t.Errorf("swap without limit becomes %q", r.MemorySwap)
+		}
+		if c.Validate() == nil {
+			wantStable(t, c)
+		}
+	})
+}
+
 func FuzzParseDescriptor(f *testing.F) {
 	f.Add([]byte(`{"container_name": "a", "image": {"name": "b"}, "host_config": {"resources": {"memory": "64M"}}}`))
 	f.Add([]byte(`{"name": "a", "image": {"name": "b"}, "hooks": [{"type": "Poststop"}], "host_config": {"restart_policy": {"retry_timeout": 3}}}`))
@@ -118,10 +136,12 @@ func FuzzParseDescriptor(f *testing.F) {
 		if err != nil {
 			return
 		}
+		bare := c.Clone()
 		c.Defaults(newID)
 		if c.Validate() != nil {
 			return
 		}
+		wantStable(t, bare)
 		stored, err := json.Marshal(c)
 		if err != nil {
 			t.Fatal(err)
