@@ -42,7 +42,8 @@ type actor struct {
 	current atomic.Pointer[order]
 	view    atomic.Pointer[ctrmodel.Container] // what others see, never changed
 	oom     atomic.Bool
-	looked  chan struct{} // closed when it has been as wanted, or that has failed, for the first time
+	looked  chan struct{} // closed when what there is of it has been seen for the first time
+	inside  bool          // there is a process, or may be; the engine's lock is for it
 
 	// What only the goroutine uses.
 	rec     *record
@@ -75,7 +76,7 @@ func (p *process) alive() bool {
 }
 
 func newActor(e *Engine, r *record) *actor {
-	a := &actor{e: e, id: r.ID, rec: r, orders: make(chan *order), again: make(chan struct{}, 1), gone: make(chan struct{}), looked: make(chan struct{})}
+	a := &actor{e: e, id: r.ID, rec: r, orders: make(chan *order), again: make(chan struct{}, 1), gone: make(chan struct{}), looked: make(chan struct{}), inside: true}
 	a.view.Store(r.Container.Clone())
 	return a
 }
@@ -171,10 +172,17 @@ func (a *actor) goal() Goal {
 	switch {
 	case a.rec.State.Status == ctrmodel.Dead:
 		return Gone
-	case a.rec.Run && !a.held && !a.waiting:
+	case a.rec.Run && !a.rec.Parked && !a.held && !a.waiting && a.e.enter(a):
 		return Running
 	}
 	return AtRest
+}
+
+// resting reports whether there is to be no process for now, whatever is wanted.
+func (a *actor) resting() bool {
+	a.e.mu.Lock()
+	defer a.e.mu.Unlock()
+	return a.held || a.rec.Parked || a.e.superseded(a.id)
 }
 
 // settle takes the container to its goal. The options are for a process that has to be ended on the way.
@@ -183,9 +191,11 @@ func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
 	if err != nil {
 		return err
 	}
+	defer a.settled()
 	is.Watched, is.Recorded = a.proc.alive(), a.rec.State.HasProcess() || a.proc != nil
 	killed := false
-	for _, step := range Reconcile(a.goal(), is) {
+	goal := a.goal()
+	for _, step := range Reconcile(goal, is) {
 		switch step {
 		case Prepare:
 			err = a.e.backend.Prepare(ctx, &a.rec.Container)
@@ -212,6 +222,9 @@ func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
 			return err
 		}
 	}
+	if goal != Running {
+		a.e.leave(a)
+	}
 	return nil
 }
 
@@ -232,9 +245,6 @@ func (a *actor) keep(ctx context.Context) error {
 	err := a.settle(ctx, ctrmodel.StopOptions{Force: true})
 	if err != nil && ctx.Err() == nil {
 		a.failed(err)
-	}
-	if a.rec.State.Status != ctrmodel.Dead || err == nil {
-		a.settled()
 	}
 	return err
 }
@@ -340,6 +350,9 @@ func (a *actor) want(change func(*record)) error {
 		return err
 	}
 	a.publish("")
+	a.e.mu.Lock()
+	defer a.e.mu.Unlock()
+	a.e.note(a.rec)
 	return nil
 }
 
@@ -494,7 +507,7 @@ func (a *actor) collect(ctx context.Context, killed, known bool) error {
 	switch {
 	case a.rec.State.Status == ctrmodel.Dead:
 		what = ""
-	case killed || !a.rec.Run || a.held:
+	case killed || !a.rec.Run || a.resting():
 		what = ctrmodel.ActionStopped
 		a.rec.State.SetStopped(exit.Code, exit.At)
 	default:

@@ -343,14 +343,12 @@ func (e *Engine) apply(ctx context.Context, d descriptor, applied string, again 
 		}
 	case replace:
 		log.Info("replacing container by what its descriptor says now")
-		fresh, err := e.Succeed(ctx, current.ID, c)
+		fresh, err := e.Succeed(ctx, current.ID, deployOwner, c)
 		if err != nil {
 			return ctrmodel.KindOf(err) != ctrmodel.InvalidArgument, err
 		}
-		if err := e.Switch(ctx, fresh.ID); err != nil {
-			return false, errors.Join(err, e.Abandon(context.WithoutCancel(ctx), fresh.ID))
-		}
-		return false, e.Commit(ctx, fresh.ID)
+		err = e.takeOver(ctx, fresh.ID)
+		return err != nil && passing(err), err
 	case update:
 		log.Info("updating container to what its descriptor says now")
 		c.Defaults(newID)
@@ -362,24 +360,7 @@ func (e *Engine) apply(ctx context.Context, d descriptor, applied string, again 
 	case nothing:
 		return false, nil
 	}
-	return true, e.ensure(ctx, current.ID)
-}
-
-// ensure makes a container run. A start that fails is left to the restart policy.
-func (e *Engine) ensure(ctx context.Context, id string) error {
-	c, err := e.Get(ctx, id)
-	if err == nil && c.State.Status == ctrmodel.Paused {
-		err = e.Unpause(ctx, id)
-	}
-	if err != nil {
-		return err
-	}
-	return e.do(ctx, id, starting, func(a *actor, ctx context.Context) error {
-		if a.rec.Run { // or is going to
-			return nil
-		}
-		return a.startAndKeep(ctx)
-	})
+	return true, e.Ensure(ctx, current.ID)
 }
 
 // forgetDescriptors deals with files that are gone.

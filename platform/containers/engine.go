@@ -99,11 +99,16 @@ type Engine struct {
 	removed  chan struct{} // a container has been
 	deployer deployer
 
-	mu     sync.Mutex
-	actors map[string]*actor
-	names  map[string]string // id by name
-	up     chan struct{}     // closed while there is a connection to containerd
-	down   error             // why there is none
+	orphaned chan struct{} // there is one more of the orphans
+
+	mu          sync.Mutex
+	actors      map[string]*actor
+	names       map[string]string     // id by name
+	successions map[string]Succession // that are open, by the id of the new container
+	parked      map[string]string     // who has parked a container, by its id
+	orphans     map[string]bool       // successions of the engine's own that have been cut off
+	up          chan struct{}         // closed while there is a connection to containerd
+	down        error                 // why there is none
 }
 
 // New returns the engine of a store. It works with what is in the parts once it runs.
@@ -124,7 +129,8 @@ func newEngine(cfg Config, b backend) (*Engine, error) {
 	e := &Engine{
 		Config: cfg, store: s, backend: b,
 		times:  times{connect: 3 * time.Second, retry: time.Second, call: time.Minute},
-		actors: map[string]*actor{}, names: map[string]string{},
+		actors: map[string]*actor{}, names: map[string]string{}, successions: map[string]Succession{},
+		parked: map[string]string{}, orphans: map[string]bool{}, orphaned: make(chan struct{}, 1),
 		launches: make(chan struct{}, 4*runtime.NumCPU()),
 		removed:  make(chan struct{}, 1),
 		up:       make(chan struct{}), down: errors.New("not connected yet"),
@@ -135,9 +141,16 @@ func newEngine(cfg Config, b backend) (*Engine, error) {
 			r.State.SetDead()
 		}
 		e.actors[r.ID] = newActor(e, r)
-		e.names[r.Name] = r.ID
+		if e.names[r.Name] == "" || r.State.Status != ctrmodel.Dead {
+			e.names[r.Name] = r.ID
+		}
 	}
-	e.resumeReplacements()
+	for _, r := range records {
+		e.note(r)
+		if r.Replaces != "" && (r.Owner == "" || r.Owner == deployOwner) {
+			e.orphans[r.ID] = true
+		}
+	}
 	return e, nil
 }
 
@@ -150,6 +163,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.mu.Unlock()
 	e.all.Go(func() { e.connect(e.life) })
 	e.all.Go(func() { e.collect(e.life) })
+	e.all.Go(func() { e.resolve(e.life) })
 	e.deploy(ctx)
 	if e.StopOnExit {
 		e.stopAll()
@@ -311,10 +325,10 @@ func (e *Engine) Subscribe(ctx context.Context) <-chan ctrmodel.Event { return e
 
 // Create gets the image of a container and prepares its file system. The end of ctx ends that, and nothing is left.
 func (e *Engine) Create(ctx context.Context, c *ctrmodel.Container) (*ctrmodel.Container, error) {
-	return e.create(ctx, c, "")
+	return e.create(ctx, c, Succession{})
 }
 
-func (e *Engine) create(ctx context.Context, c *ctrmodel.Container, replaces string) (*ctrmodel.Container, error) {
+func (e *Engine) create(ctx context.Context, c *ctrmodel.Container, s Succession) (*ctrmodel.Container, error) {
 	c = c.Clone()
 	c.Defaults(newID)
 	if err := c.Validate(); err != nil {
@@ -327,7 +341,7 @@ func (e *Engine) create(ctx context.Context, c *ctrmodel.Container, replaces str
 	c.State = ctrmodel.State{PID: -1, Status: ctrmodel.Creating}
 	c.NetworkSettings, c.RestartCount, c.ManuallyStopped, c.StartedBefore = nil, 0, false, false
 
-	if err := e.add(&record{Container: *c, Replaces: replaces}); err != nil {
+	if err := e.add(&record{Container: *c, Replaces: s.Replaces, Owner: s.Owner}); err != nil {
 		return nil, err
 	}
 	err := e.do(ctx, c.ID, starting, func(a *actor, inner context.Context) error { return a.create(inner, ctx) })
@@ -344,14 +358,22 @@ func (e *Engine) add(r *record) error {
 	if e.actors[r.ID] != nil {
 		return ctrmodel.Errorf(ctrmodel.AlreadyExists, "there is a container with id %s already", r.ID)
 	}
-	if err := e.claim(r.Name, r.ID, r.Replaces); err != nil {
-		return err
+	if r.Replaces != "" {
+		_, replaced := e.successor(r.Replaces)
+		_, replaces := e.successions[r.Replaces]
+		if replaced || replaces {
+			return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s is being replaced already", r.Name)
+		}
 	}
 	if e.life.Err() != nil {
 		return stoppingError()
 	}
+	if err := e.claim(r.Name, r.ID, r.Replaces); err != nil {
+		return err
+	}
 	a := newActor(e, r)
 	e.actors[r.ID] = a
+	e.note(r)
 	e.all.Go(func() { a.loop(e.life) })
 	return nil
 }
@@ -386,6 +408,15 @@ func (e *Engine) drop(a *actor) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.actors, a.id)
+	delete(e.parked, a.id)
+	for _, s := range e.successions { // who waits for this one to go
+		if other := e.actors[s.ID]; s.Replaces == a.id && other != nil {
+			other.look()
+		} else if other := e.actors[s.Replaces]; s.ID == a.id && other != nil {
+			other.look()
+		}
+	}
+	delete(e.successions, a.id)
 	e.unclaim(a.rec.Name, a.id)
 	select {
 	case e.removed <- struct{}{}:

@@ -44,15 +44,33 @@ func (a *actor) create(ctx, caller context.Context) error {
 	return err
 }
 
+// startable tells why a container may have no process.
+func (a *actor) startable() error {
+	a.e.mu.Lock()
+	defer a.e.mu.Unlock()
+	switch {
+	case a.rec.State.Status == ctrmodel.Dead:
+		return a.refuse("is being removed")
+	case a.e.superseded(a.id):
+		return a.refuse("is replaced by another one")
+	case a.rec.Replaces != "" && !a.rec.Switched:
+		return a.refuse("is to replace another one, and has not been switched to")
+	}
+	return nil
+}
+
 // begin writes down that there is to be a process.
 func (a *actor) begin() error {
-	switch s := a.rec.State; {
-	case s.Status == ctrmodel.Dead:
-		return a.refuse("is being removed")
-	case s.HasProcess():
-		return a.refuse("is " + s.Status.String() + " already")
+	if err := a.startable(); err != nil {
+		return err
 	}
-	if err := a.want(func(r *record) { r.Run, r.ManuallyStopped, r.RestartCount = true, false, 0 }); err != nil {
+	if a.rec.State.HasProcess() {
+		return a.refuse("is " + a.rec.State.Status.String() + " already")
+	}
+	err := a.want(func(r *record) {
+		r.Run, r.ManuallyStopped, r.RestartCount, r.Parked, r.Parker = true, false, 0, false, ""
+	})
+	if err != nil {
 		return err
 	}
 	a.cancelTimer()
@@ -73,8 +91,23 @@ func (a *actor) start(ctx context.Context) error {
 	return err
 }
 
-// startAndKeep is a start of which the restart policy takes care if it fails.
-func (a *actor) startAndKeep(ctx context.Context) error {
+// ensure is a start, if there is no process, of which the restart policy takes care if it fails.
+func (a *actor) ensure(ctx context.Context) error {
+	if err := a.startable(); err != nil {
+		return err
+	}
+	if a.rec.Parked {
+		return a.refuse("is parked")
+	}
+	if err := a.keep(ctx); err != nil { // what was running may have ended
+		return err
+	}
+	switch a.rec.State.Status {
+	case ctrmodel.Running:
+		return nil
+	case ctrmodel.Paused:
+		return a.resume(ctx)
+	}
 	if err := a.begin(); err != nil {
 		return err
 	}
@@ -103,8 +136,8 @@ func (a *actor) stop(ctx context.Context, o ctrmodel.StopOptions) error {
 }
 
 func (a *actor) restart(ctx context.Context, o ctrmodel.StopOptions) error {
-	if a.rec.State.Status == ctrmodel.Dead {
-		return a.refuse("is being removed")
+	if err := a.startable(); err != nil {
+		return err
 	}
 	err := a.want(func(r *record) { r.Run, r.ManuallyStopped, r.RestartCount = true, false, 0 })
 	if err != nil {
@@ -126,12 +159,6 @@ func (a *actor) hold(ctx context.Context) error {
 	a.cancelTimer()
 	a.held = true
 	return a.settle(ctx, ctrmodel.StopOptions{Force: true})
-}
-
-// unhold makes the container as wanted again.
-func (a *actor) unhold(ctx context.Context) error {
-	a.held = false
-	return a.keep(ctx)
 }
 
 func (a *actor) suspend(ctx context.Context) error {
@@ -203,15 +230,33 @@ func (a *actor) rename(name string) error {
 	return err
 }
 
+// retreat gives the place back to the container that this one has replaced.
+func (a *actor) retreat(ctx context.Context, o ctrmodel.StopOptions) error {
+	if err := a.want(func(r *record) { r.Run = false }); err != nil {
+		return err
+	}
+	a.cancelTimer()
+	if err := a.settle(ctx, o); err != nil {
+		return err
+	}
+	return a.want(func(r *record) { r.Switched = false })
+}
+
 func (a *actor) remove(ctx context.Context, force bool, o ctrmodel.StopOptions) error {
 	if a.rec.State.HasProcess() && !force {
 		return a.refuse("is " + a.rec.State.Status.String() + ", stop it first or use force")
+	}
+	o.Force = true
+	if a.rec.Switched && a.e.there(a.rec.Replaces) && a.rec.State.Status != ctrmodel.Dead {
+		// The one that it has replaced need not wait for all of it to be gone.
+		if err := a.retreat(ctx, o); err != nil {
+			return err
+		}
 	}
 	if err := a.want(func(r *record) { r.Run = false; r.State.SetDead() }); err != nil {
 		return err
 	}
 	a.cancelTimer()
-	o.Force = true
 	err := a.settle(ctx, o)
 	if err != nil {
 		a.failed(err) // goes on, even if nobody asks again

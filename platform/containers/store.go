@@ -20,7 +20,11 @@ import (
 type record struct {
 	ctrmodel.Container
 	Run      bool   `json:"desired_running"`    // there should be a process, now or when the restart policy says so
-	Replaces string `json:"replaces,omitempty"` // id of the container that is kept until this one has proved itself
+	Parked   bool   `json:"parked,omitempty"`   // but not for now
+	Parker   string `json:"parker,omitempty"`   // who said that
+	Replaces string `json:"replaces,omitempty"` // see Succession
+	Owner    string `json:"replaces_for,omitempty"`
+	Switched bool   `json:"switched,omitempty"`
 }
 
 // store keeps one directory for each container.
