@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -21,6 +22,7 @@ import (
 const (
 	repo    = "../.."
 	maxSize = 20_000_000            // bytes of one binary
+	maxSlim = 9_000_000             // without containers
 	maxWait = 15 * time.Millisecond // for the help of an applet
 )
 
@@ -39,10 +41,10 @@ func output(t testing.TB, dir, name string, args ...string) string {
 }
 
 // binaries builds the tree at dir into a directory and returns its path.
-func binaries(t testing.TB, dir string) string {
+func binaries(t testing.TB, dir string, args ...string) string {
 	t.Helper()
 	build := t.TempDir()
-	output(t, dir, "make", "-s", "build", "BUILD="+build, "VERSION=1.2.3", "COMMIT=abc")
+	output(t, dir, "make", append([]string{"-s", "build", "BUILD=" + build, "VERSION=1.2.3", "COMMIT=abc"}, args...)...)
 	return build
 }
 
@@ -85,6 +87,27 @@ func TestContainersCanBeLeftOut(t *testing.T) {
 		if strings.HasPrefix(pkg, "sdvbox/platform/c") && !slices.Contains([]string{"config", "control"}, strings.TrimPrefix(pkg, "sdvbox/platform/")) ||
 			strings.Contains(pkg, "opencontainers") || strings.Contains(pkg, "sdvbox/platform/images") || strings.Contains(pkg, "/netlink") {
 			t.Errorf("%s is in a build without containers", pkg)
+		}
+	}
+	build := binaries(t, repo, "TAGS=omit_containers")
+	for _, arch := range []string{"amd64", "arm64"} {
+		fi, err := os.Stat(filepath.Join(build, "linux-"+arch, "sdvbox"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %d bytes", arch, fi.Size())
+		if fi.Size() > maxSlim {
+			t.Errorf("without containers the binary for %s has %d bytes, want at most %d", arch, fi.Size(), maxSlim)
+		}
+	}
+	slim := filepath.Join(t.TempDir(), "root")
+	output(t, repo, "make", "-s", "install", "TAGS=omit_containers", "DESTDIR="+slim, "BUILD="+build)
+	for _, name := range []string{"usr/bin/container-agent", "usr/lib/systemd/system/container-agent.service", "etc/container-management"} {
+		if _, err := os.Lstat(filepath.Join(slim, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is installed without containers: %v", name, err)
+		}
+		if _, err := os.Lstat(filepath.Join(root, name)); err != nil {
+			t.Errorf("%s is not even installed with containers: %v", name, err)
 		}
 	}
 }
