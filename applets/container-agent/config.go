@@ -131,6 +131,13 @@ type updateSettings struct {
 	Domain  string `json:"domain" long:"ua-domain" value-name:"NAME" description:"the domain, which begins its topics"`
 	System  list   `json:"system_containers" long:"ua-system-containers" value-name:"LIST" description:"names of containers that updates leave alone, with commas"`
 	Verbose bool   `json:"verbose_inventory_report" long:"ua-verbose-inventory-report" description:"tell more of each container in the current state"`
+
+	// Not known to Eclipse Kanto.
+	Scoped         bool            `json:"scoped" long:"ua-scoped" description:"leave containers alone that a desired state does not name"`
+	HealthTime     config.Duration `json:"health_time" long:"ua-health-time" value-name:"TIME" description:"how long a new container has to run before the old one goes"`
+	Downloads      int             `json:"parallel_downloads" long:"ua-parallel-downloads" value-name:"N" description:"how many images are downloaded at the same time"`
+	CommandTimeout config.Duration `json:"command_timeout" long:"ua-command-timeout" value-name:"TIME" description:"an update that is not activated and has waited for its next command for so long is given up, 0s for never"`
+	RefreshTags    bool            `json:"refresh_tags" long:"ua-refresh-tags" description:"ask registries whether the names of images stand for others now"`
 }
 
 type connectionSettings struct {
@@ -179,7 +186,9 @@ func defaults() settings {
 		Archives: list{"/data/var/containers/images"}, Period: config.Duration(2 * time.Second),
 	}
 	s.Things = thingsSettings{Enable: true, Features: twinFeatures()}
-	s.UpdateAgent.Domain = "containers"
+	s.UpdateAgent = updateSettings{
+		Domain: "containers", HealthTime: config.Duration(2 * time.Second), Downloads: 3, CommandTimeout: config.Duration(24 * time.Hour),
+	}
 	s.Connection = connectionSettings{
 		Broker: "tcp://localhost:1883", KeepAlive: config.Duration(20 * time.Second), ConnectTimeout: config.Duration(30 * time.Second),
 		AcknowledgeTimeout: config.Duration(15 * time.Second), SubscribeTimeout: config.Duration(15 * time.Second),
@@ -311,6 +320,10 @@ func (s *settings) checkRemote(f *config.File) {
 	if d := s.UpdateAgent.Domain; d == "" || len(d) > 200 || strings.ContainsAny(d, "+#") || strings.ContainsFunc(d, unicode.IsControl) {
 		f.Warn("update_agent.domain", "expected a name that can be part of a topic, without + and #; the default applies")
 		s.UpdateAgent.Domain = defaults().UpdateAgent.Domain
+	}
+	if s.UpdateAgent.Downloads < 1 {
+		f.Warn("update_agent.parallel_downloads", "less than 1; the default applies")
+		s.UpdateAgent.Downloads = defaults().UpdateAgent.Downloads
 	}
 	c := &s.Connection
 	scheme, _, found := strings.Cut(c.Broker, "://")

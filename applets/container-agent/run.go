@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -125,17 +126,19 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 	})
 	side.Go(func() { reload(ctx, hangup, log, store, load) })
 	side.Go(func() { watch(ctx, engine, n) })
+	var alive checks
+	alive.add(func() error {
+		_, err := engine.List(ctx)
+		return err
+	})
 	for _, serve := range services() {
 		side.Go(func() {
-			if err := serve(ctx, parts{engine, s, state, log}); err != nil && ctx.Err() == nil {
+			if err := serve(ctx, parts{engine, s, state, alive.add, log}); err != nil && ctx.Err() == nil {
 				cancel(err)
 			}
 		})
 	}
-	n.Watch(func() error {
-		_, err := engine.List(ctx)
-		return err
-	})
+	n.Watch(alive.all)
 	n.Ready()
 	err = engine.Run(ctx)
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
@@ -152,11 +155,36 @@ type service func(ctx context.Context, p parts) error
 type parts struct {
 	engine   *containers.Engine
 	settings *settings
-	state    string // directory for what has to outlive the agent, in files of the service's own
+	state    string                   // directory for what has to outlive the agent, in files of the service's own
+	watch    func(alive func() error) // has the watchdog ask this, too
 	log      *slog.Logger
 }
 
 func services() []service { return nil }
+
+// checks are what the watchdog asks.
+type checks struct {
+	mu   sync.Mutex
+	list []func() error
+}
+
+func (c *checks) add(alive func() error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.list = append(c.list, alive)
+}
+
+func (c *checks) all() error {
+	c.mu.Lock()
+	list := slices.Clone(c.list)
+	c.mu.Unlock()
+	for _, alive := range list {
+		if err := alive(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 const networkPeriod = 10 * time.Second
 
