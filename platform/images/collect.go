@@ -16,18 +16,23 @@ import (
 
 const (
 	abandoned = 24 * time.Hour   // when nobody has gone on with a pull for so long, nobody will
-	fresh     = 10 * time.Minute // an image that has just come is there for somebody
+	fresh     = 10 * time.Minute // an image that has just been wanted is there for somebody
 )
 
-// Collect removes images that have expired, and, if the reserve of disk space is in use, others, the oldest first. An image
-// stays if its name is in used, which are those of all containers and of those to roll back to, or if there is a container's
-// file system on its layers. What pulls have left that nobody has gone on with for a day goes, too.
+// Collect removes images that have expired, those that a name no longer stands for, and, if the reserve of disk space is in use,
+// others, the one that was not wanted for longest first. An image stays if used has its name or its digest, which are those
+// of all containers and of those to roll back to, or if there is a container's file system on its layers. What pulls have left
+// that nobody has gone on with for a day goes, too.
+//
+// An image expires when it has been neither pulled nor used for long. The time of that is kept with the image, for which
+// Collect has to be called now and then while it is used.
 func (s *Store) Collect(ctx context.Context, used map[string]bool) (removed []string, err error) {
 	if err := s.endLeases(ctx); err != nil {
 		return nil, err
 	}
 	expired := func(img *containerd.Image) bool {
-		return s.Expiry > 0 && s.now().Sub(img.Created.Time()) >= s.Expiry
+		unwanted := s.now().Sub(wantedAt(img))
+		return s.Expiry > 0 && unwanted >= s.Expiry || img.Labels[replaced] != "" && unwanted >= fresh
 	}
 	removed, err = s.removeUnused(ctx, used, expired)
 	if err != nil {
@@ -41,11 +46,33 @@ func (s *Store) Collect(ctx context.Context, used map[string]bool) (removed []st
 func (s *Store) makeRoom(ctx context.Context, used map[string]bool, need int64) (removed []string, err error) {
 	return s.removeUnused(ctx, used, func(img *containerd.Image) bool {
 		free, err := s.free()
-		return err == nil && free < need && s.now().Sub(img.Updated.Time()) >= fresh
+		return err == nil && free < need && s.now().Sub(wantedAt(img)) >= fresh
 	})
 }
 
-// removeUnused goes through the images that nobody uses, the oldest first, and removes those that have to go.
+// wantedAt is when an image was last pulled or used.
+func wantedAt(img *containerd.Image) time.Time {
+	if t, err := time.Parse(time.RFC3339, img.Labels[lastUse]); err == nil {
+		return t
+	}
+	return img.Updated.Time() // another client has brought it
+}
+
+// want remembers that an image is wanted now, and puts labels on it.
+func (s *Store) want(ctx context.Context, img *containerd.Image, labels map[string]string) error {
+	if since := s.now().Sub(wantedAt(img)); since >= 0 && since < fresh/2 && len(labels) == 0 {
+		return nil
+	}
+	labels = merge(labels, map[string]string{lastUse: s.now().UTC().Format(time.RFC3339)})
+	var fields []string
+	for key := range labels {
+		fields = append(fields, "labels."+key)
+	}
+	_, err := s.Client.Images.Update(ctx, &containerd.Image{Name: img.Name, Labels: labels}, fields...)
+	return model(err, "image %s", img.Name)
+}
+
+// removeUnused goes through the images that nobody uses, the one not wanted for longest first, and removes those that have to go.
 func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes func(*containerd.Image) bool) (removed []string, err error) {
 	all, err := s.Client.Images.List(ctx)
 	if err != nil {
@@ -61,9 +88,15 @@ func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes fun
 			parents[sn.Parent] = true
 		}
 	}
-	slices.SortFunc(all, func(a, b *containerd.Image) int { return a.Created.Time().Compare(b.Created.Time()) })
+	slices.SortFunc(all, func(a, b *containerd.Image) int { return wantedAt(a).Compare(wantedAt(b)) })
 	for _, stored := range all {
-		if used[stored.Name] || !goes(stored) {
+		if used[stored.Name] || stored.Target != nil && used[stored.Target.Digest] {
+			if err := s.want(ctx, stored, nil); err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
+				return removed, err
+			}
+			continue
+		}
+		if !goes(stored) {
 			continue
 		}
 		img, _, err := s.read(ctx, stored)

@@ -33,7 +33,7 @@ type Config struct {
 	Insecure   []string               // host or host:port that are asked by HTTP, then by HTTPS that is not verified
 	Verify     Verifier               // nil: signatures are not looked at
 	Platform   string                 // os/architecture[/variant], empty: that of this machine
-	Expiry     time.Duration          // how old images get that nothing uses; 0: as old as they like
+	Expiry     time.Duration          // how long images stay that nothing uses; 0: as long as they like
 	Root       string                 // where containerd keeps its data, empty: /var/lib/containerd
 	Reserve    int64                  // bytes that stay free there
 	Stall      time.Duration          // how long a registry may be silent, 0: 30 s
@@ -115,7 +115,7 @@ func (s *Store) SetRegistries(registries map[string]Registry, insecure []string)
 	s.registries, s.insecure = registries, insecure
 }
 
-// Get finds an image that is here, and does nothing about it.
+// Get finds an image that is here, and does nothing about it. Whether it may run here is not looked at, see Pull and ByDigest.
 func (s *Store) Get(ctx context.Context, ref string) (Image, error) {
 	stored, err := s.Client.Images.Get(ctx, ref)
 	if err != nil {
@@ -240,13 +240,15 @@ func (s *Store) resolve(ctx context.Context, root v1.Descriptor, get getter, sou
 // getter reads a document. Labels that are not nil are put on it.
 type getter func(ctx context.Context, d v1.Descriptor, labels map[string]string) ([]byte, error)
 
-// The labels that containerd and its clients go by.
+// The labels that containerd and its clients go by, and those of our own.
 const (
 	gcContent    = "containerd.io/gc.ref.content."
 	gcSnapshot   = "containerd.io/gc.ref.snapshot."
 	uncompressed = "containerd.io/uncompressed"
 	distribution = "containerd.io/distribution.source."
 	verified     = "sdvbox.verified" // of an image: the digest that a signature has been found for
+	lastUse      = "sdvbox.used"     // of an image: when it was last wanted
+	replaced     = "sdvbox.replaced" // of an image: the name that stands for another one now
 	leaseLabel   = "sdvbox.image"    // of a lease: the image whose parts it holds
 )
 

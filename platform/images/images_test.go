@@ -156,6 +156,7 @@ func newImage(seed uint64) *image {
 type server struct {
 	host string
 	auth *auth.Client
+	stop func()
 }
 
 const (
@@ -188,9 +189,12 @@ func startRegistry(t testing.TB, protected bool) *server {
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	ok(t, cmd.Start())
-	t.Cleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
+	})
+	t.Cleanup(func() {
+		r.stop()
 		if t.Failed() {
 			t.Logf("registry said:\n%s", &log)
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/notaryproject/notation-core-go/signature/jws"
 	"github.com/notaryproject/notation-core-go/testhelper"
@@ -52,7 +53,7 @@ func TestOnlyImagesWithASignatureArePulled(t *testing.T) {
 	t.Parallel()
 	r := startRegistry(t, false)
 	dir := t.TempDir()
-	s, _ := start(t)
+	s, _ := start(t, func(c *Config) { c.Patience = 3 * time.Second })
 	s.Verify = Notation(dir, dir)
 	good, evil := testhelper.GetRSASelfSignedSigningCertTuple("good"), testhelper.GetRSASelfSignedSigningCertTuple("evil")
 	ref := r.push(t, newImage(1), "app:1")
@@ -97,6 +98,10 @@ func TestOnlyImagesWithASignatureArePulled(t *testing.T) {
 	s.Verify = verify
 	_, err = s.Pull(ctx, ref, nil)
 	expect(t, err, ctrmodel.PermissionDenied, "no signature")
+	_, err = s.ByDigest(ctx, ref, unsigned.root.Digest.String())
+	expect(t, err, ctrmodel.PermissionDenied, "no signature")
+	r.sign(t, ref, good)
+	must(s.ByDigest(ctx, ref, unsigned.root.Digest.String()))(t)
 
 	// That the registry fails is not the same as that there is no signature.
 	failing := r.between(t, func(w http.ResponseWriter, req *http.Request) bool {
@@ -108,4 +113,33 @@ func TestOnlyImagesWithASignatureArePulled(t *testing.T) {
 	})
 	_, err = s.Pull(ctx, failing.at(ref)+"@"+signed.String(), nil)
 	expect(t, err, ctrmodel.Unavailable, "503")
+
+	// Without a network, what has been verified is taken, and nothing else.
+	r.stop()
+	must(s.Pull(ctx, moving.at(ref), nil))(t)
+	must(s.ByDigest(ctx, moving.at(ref), signed.String()))(t)
+	must(s.ByDigest(ctx, ref, unsigned.root.Digest.String()))(t)
+	_, err = s.Pull(ctx, ref, nil)
+	expect(t, err, ctrmodel.Unavailable, ref)
+}
+
+func TestTrustThatIsWithdrawnCountsForWhatComes(t *testing.T) {
+	t.Parallel()
+	r := startRegistry(t, false)
+	dir := t.TempDir()
+	s, _ := start(t)
+	s.Verify = Notation(dir, dir)
+	good, other := testhelper.GetRSASelfSignedSigningCertTuple("good"), testhelper.GetRSASelfSignedSigningCertTuple("other")
+	trust(t, dir, good.Cert)
+	ref := r.push(t, newImage(1), "app:1")
+	r.sign(t, ref, good)
+	must(s.Pull(t.Context(), ref, nil))(t)
+	trust(t, dir, other.Cert)
+	must(s.Pull(t.Context(), ref, nil))(t) // it has been verified
+	_, err := s.Refresh(t.Context(), ref, nil)
+	expect(t, err, ctrmodel.PermissionDenied, ref, "trusted")
+	ok(t, s.Remove(t.Context(), ref))
+	_, err = s.Pull(t.Context(), ref, nil)
+	expect(t, err, ctrmodel.PermissionDenied, ref, "trusted")
+	nothing(t, s)
 }

@@ -17,6 +17,7 @@ import (
 	digests "github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+	"oras.land/oras-go/v2/registry"
 
 	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
@@ -24,15 +25,52 @@ import (
 )
 
 // Pull makes sure that an image is here, and that a container can be made of it. One that is here is not asked for again. With
-// a verifier, it has to be one that a signature has been found for. Progress may be nil; it is called by one goroutine at a
-// time, and no more when Pull has returned.
+// a verifier, it has to be one that a signature has been found for: that is asked for once, and remembered with the image, so
+// that no network is needed after that. Progress may be nil; it is called by one goroutine at a time, and no more when Pull has
+// returned.
 func (s *Store) Pull(ctx context.Context, ref string, progress func(ctrmodel.Progress)) (Image, error) {
 	return s.pull(ctx, ref, progress, false)
 }
 
-// Refresh is Pull that asks the registry whether the name stands for something else now.
+// Refresh is Pull that asks the registry whether the name stands for something else now, and for its signature. The image
+// that it stood for stays, named by its digest, as long as a container is made of it.
 func (s *Store) Refresh(ctx context.Context, ref string, progress func(ctrmodel.Progress)) (Image, error) {
 	return s.pull(ctx, ref, progress, true)
+}
+
+// ByDigest is Pull of the image that the name stood for when it had the digest, whatever it stands for now.
+func (s *Store) ByDigest(ctx context.Context, ref, digest string) (Image, error) {
+	r, err := parseRef(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	img, err := s.named(ctx, ref, digest)
+	if ctrmodel.KindOf(err) == ctrmodel.NotFound && err != nil {
+		return s.Pull(ctx, pin(r, digest), nil)
+	}
+	return img, err
+}
+
+// named is the image that the name stands for, if it has the digest, is verified and complete.
+func (s *Store) named(ctx context.Context, ref, digest string) (Image, error) {
+	unlock, err := s.locks.lock(ctx, "image "+ref)
+	if err != nil {
+		return Image{}, err
+	}
+	defer unlock()
+	stored, err := s.Client.Images.Get(ctx, ref)
+	switch {
+	case err != nil:
+		return Image{}, model(err, "image %s", ref)
+	case stored.Target == nil || stored.Target.Digest != digest:
+		return Image{}, ctrmodel.Errorf(ctrmodel.NotFound, "image %s is not %s any more", ref, digest)
+	}
+	return s.job(ref, nil).present(ctx, stored)
+}
+
+// pin is the name of what an image name stands for now.
+func pin(r registry.Reference, digest string) string {
+	return r.Registry + "/" + r.Repository + "@" + digest
 }
 
 func (s *Store) pull(ctx context.Context, name string, progress func(ctrmodel.Progress), again bool) (Image, error) {
@@ -121,6 +159,13 @@ func (j *job) present(ctx context.Context, stored *containerd.Image) (Image, err
 	}
 	img, p, err := j.store.read(ctx, stored)
 	if err != nil {
+		return Image{}, err
+	}
+	var labels map[string]string
+	if stored.Labels[replaced] != "" {
+		labels = map[string]string{replaced: ""} // which removes it
+	}
+	if err := j.store.want(ctx, stored, labels); err != nil {
 		return Image{}, err
 	}
 	if _, err := j.store.Client.Snapshots.Stat(ctx, img.ChainID); err == nil {
@@ -248,13 +293,35 @@ func (j *job) install(ctx context.Context, root v1.Descriptor, from source, orig
 
 // tag lets the name stand for the image.
 func (j *job) tag(ctx context.Context, root v1.Descriptor, labels map[string]string) (*containerd.Image, error) {
+	s := j.store
+	labels = merge(labels, map[string]string{lastUse: s.now().UTC().Format(time.RFC3339)})
 	image := &containerd.Image{Name: j.name, Labels: labels,
 		Target: &containerd.Descriptor{MediaType: root.MediaType, Digest: root.Digest.String(), Size: root.Size}}
-	stored, err := j.store.Client.Images.Create(ctx, image)
+	stored, err := s.Client.Images.Create(ctx, image)
 	if grpc.CodeOf(err) == grpc.AlreadyExists {
-		stored, err = j.store.Client.Images.Update(ctx, image, "target", "labels")
+		if err = j.keepReplaced(ctx, root); err == nil {
+			stored, err = s.Client.Images.Update(ctx, image, "target", "labels")
+		}
 	}
 	return stored, model(err, "image %s", j.name)
+}
+
+// keepReplaced gives what the name stands for, if that is something else, a name of its own: containers may be made of it.
+func (j *job) keepReplaced(ctx context.Context, by v1.Descriptor) error {
+	s := j.store
+	old, err := s.Client.Images.Get(ctx, j.name)
+	if err != nil || old.Target == nil || old.Target.Digest == by.Digest.String() {
+		return err
+	}
+	ref, err := parseRef(j.name)
+	if err != nil {
+		return err
+	}
+	old.Name, old.Labels = pin(ref, old.Target.Digest), merge(old.Labels, map[string]string{replaced: j.name})
+	if _, err = s.Client.Images.Create(ctx, old); grpc.CodeOf(err) == grpc.AlreadyExists {
+		err = nil
+	}
+	return err
 }
 
 // document gets a short part of the image. It becomes content when it is given labels.

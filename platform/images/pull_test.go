@@ -445,11 +445,100 @@ func TestImagesThatNothingUsesGo(t *testing.T) {
 	available = 1 << 30
 	third := must(s.Pull(ctx, refs[2], nil))(t)
 	s.Used = func() map[string]bool { return used }
+	s.now = func() time.Time { return time.Now().Add(22 * time.Minute) }
 	available = 5 << 20
 	_, err := s.Pull(ctx, refs[3], nil)
 	expect(t, err, ctrmodel.ResourceExhausted) // it is not enough, but the try was worth it
 	_, err = s.Get(ctx, third.Ref)
 	expect(t, err, ctrmodel.NotFound)
+}
+
+func TestAnImageThatIsWantedAgainExpiresLater(t *testing.T) {
+	t.Parallel()
+	r := startRegistry(t, false)
+	s, _ := start(t, func(c *Config) { c.Expiry = 24 * time.Hour })
+	ctx := t.Context()
+	ref := r.push(t, newImage(1), "app:1")
+	pulled := must(s.Pull(ctx, ref, nil))(t)
+	begin := time.Now()
+	for _, step := range []struct {
+		after time.Duration
+		do    func()
+		used  map[string]bool
+		gone  bool
+	}{
+		{23 * time.Hour, func() { must(s.Pull(ctx, ref, nil))(t) }, nil, false},
+		{46 * time.Hour, func() { must(s.Refresh(ctx, ref, nil))(t) }, nil, false},
+		{69 * time.Hour, func() { must(s.ByDigest(ctx, ref, pulled.Digest))(t) }, nil, false},
+		{92 * time.Hour, func() {}, map[string]bool{ref: true}, false},
+		{115 * time.Hour, func() {}, map[string]bool{pulled.Digest: true}, false},
+		{138 * time.Hour, func() { s = must(New(s.Config))(t) }, nil, false}, // not wanted, but not for long
+		{140 * time.Hour, func() {}, nil, true},
+	} {
+		s.now = func() time.Time { return begin.Add(step.after) }
+		step.do()
+		s.now = func() time.Time { return begin.Add(step.after) }
+		if removed := must(s.Collect(ctx, step.used))(t); len(removed) > 0 != step.gone {
+			t.Errorf("after %v removed %q", step.after, removed)
+		}
+	}
+	nothing(t, s)
+}
+
+func TestWhatANameStoodForStaysForItsContainers(t *testing.T) {
+	t.Parallel()
+	r := startRegistry(t, false)
+	s, _ := start(t)
+	ctx := t.Context()
+	one, two := newImage(1).root.Digest.String(), newImage(2).root.Digest.String()
+	asked := 0
+	counting := r.between(t, func(http.ResponseWriter, *http.Request) bool { asked++; return true })
+	ref := counting.at(r.push(t, newImage(1), "team/app:1"))
+	img := must(s.Pull(ctx, ref, nil))(t)
+	must(s.Client.Snapshots.Prepare(ctx, "c-snapshot", img.ChainID, map[string]string{"containerd.io/gc.root": "test"}))(t)
+	r.push(t, newImage(2), "team/app:1")
+	must(s.Refresh(ctx, ref, nil))(t)
+	asked = 0
+	both := func() {
+		t.Helper()
+		for digest, env := range map[string]string{one: "SEED=1", two: "SEED=2"} {
+			if img := must(s.ByDigest(ctx, ref, digest))(t); img.Digest != digest || img.Config.Env[0] != env {
+				t.Errorf("%s is %+v", digest, img)
+			}
+		}
+	}
+	later := time.Now()
+	collect := func(used map[string]bool, want ...string) {
+		t.Helper()
+		later = later.Add(11 * time.Minute)
+		s.now = func() time.Time { return later }
+		if removed := must(s.Collect(ctx, used))(t); fmt.Sprint(removed) != fmt.Sprint(want) {
+			t.Errorf("removed %q, want %q", removed, want)
+		}
+	}
+	collect(nil)
+	collectGarbage(t, s)
+	ok(t, s.Client.Snapshots.Remove(ctx, "c-snapshot"))
+	collect(map[string]bool{one: true}) // an agent may want to go back to it
+	both()
+	if asked != 0 {
+		t.Errorf("asked %d times for what is here", asked)
+	}
+	// It has been wanted by its digest: now it is an image like others.
+	collect(nil)
+	r.push(t, newImage(3), "team/app:1")
+	must(s.Refresh(ctx, ref, nil))(t)
+	pinned := counting.at(strings.TrimSuffix(ref, ":1")) + "@"
+	collect(nil, pinned+two)
+	ok(t, s.Remove(ctx, pinned+one))
+	both() // from the registry, which has them still
+	if asked == 0 {
+		t.Error("where do they come from?")
+	}
+	_, err := s.ByDigest(ctx, ref, newImage(4).root.Digest.String())
+	expect(t, err, ctrmodel.NotFound, newImage(4).root.Digest.String())
+	_, err = s.ByDigest(ctx, ref, "sha256:1")
+	expect(t, err, ctrmodel.InvalidArgument, "sha256:1")
 }
 
 func TestTLSOfARegistry(t *testing.T) {
