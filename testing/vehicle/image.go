@@ -67,8 +67,12 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	broker, rootfs := filepath.Join(b.Repo, "meta-layer/recipes-connectivity/mosquitto/files"), filepath.Join(b.Repo, "testing/vehicle/rootfs")
-	sum, err := hashTree(broker, rootfs)
+	own, err := filepath.Glob(filepath.Join(b.Repo, "meta-layer/recipes-*/*/files"))
+	if err != nil {
+		return "", err
+	}
+	own = append(own, filepath.Join(b.Repo, "testing/vehicle/rootfs"))
+	sum, err := hashTree(own...)
 	if err != nil {
 		return "", err
 	}
@@ -89,10 +93,13 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 		if err := trim(ctx, tree, dir); err != nil {
 			return fmt.Errorf("trim the tree: %w", err)
 		}
-		for _, src := range []string{sdvbox, broker, rootfs} {
+		for _, src := range append([]string{sdvbox}, own...) {
 			if err := overlay(src, dir); err != nil {
 				return err
 			}
+		}
+		if err := run(ctx, "chroot", dir, "systemd-sysusers"); err != nil {
+			return err
 		}
 		for _, name := range []string{"data", "grubenv"} {
 			if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
@@ -108,7 +115,7 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 			}
 		}
 		return mkfs(ctx, tmp, dir, 0, i.Pad)
-	}, filepath.Base(tree), filepath.Base(sdvbox), sum, useless, kept, modules, enabled, i, files)
+	}, filepath.Base(tree), filepath.Base(sdvbox), sum, useless, kept, modules, containerModules, enabled, i, files)
 }
 
 // files are those that differ from image to image or from cache to cache.

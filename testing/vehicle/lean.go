@@ -121,7 +121,7 @@ func (b *Builder) fillLean(ctx context.Context, dir, tree, version string) error
 	if err := run(ctx, "cp", "-al", filepath.Join(tree, "usr/lib/modules", release), lib); err != nil {
 		return err
 	}
-	if err := keepModules(lib); err != nil {
+	if err := keepModules(lib, modules); err != nil {
 		return err
 	}
 	applets, err := output(ctx, "chroot", dir, "/usr/bin/busybox", "--list")

@@ -23,8 +23,8 @@ const suite = "trixie"
 
 // packages make up the vehicle. The cloud kernel has NVMe and ext4 built in and needs no initramfs.
 var packages = []string{
-	"ca-certificates", "curl", "dbus", "dosfstools", "dropbear-bin", "e2fsprogs", "iproute2", "kmod",
-	"linux-image-cloud-amd64", "mosquitto", "mosquitto-clients", "procps", "rauc", "rauc-service", "systemd-sysv", "udev",
+	"ca-certificates", "containerd", "curl", "dbus", "dosfstools", "dropbear-bin", "e2fsprogs", "iproute2", "kmod",
+	"linux-image-cloud-amd64", "mosquitto", "mosquitto-clients", "procps", "rauc", "rauc-service", "runc", "systemd-sysv", "udev",
 	"util-linux",
 }
 
@@ -32,7 +32,8 @@ var packages = []string{
 var useless = []string{
 	"boot/*", "initrd*", "vmlinuz*", "etc/apt", "etc/cron*", "etc/init.d", "etc/rc?.d", "etc/dpkg", "etc/kernel",
 	"etc/initramfs*",
-	"usr/bin/*perl*", "usr/bin/apt*", "usr/bin/dpkg*", "usr/bin/localedef", "usr/bin/x86_64-linux-gnu-*",
+	"usr/bin/*perl*", "usr/bin/apt*", "usr/bin/containerd-shim", "usr/bin/containerd-shim-runc-v1", "usr/bin/ctr", "usr/bin/dpkg*",
+	"usr/bin/localedef", "usr/bin/x86_64-linux-gnu-*",
 	"usr/lib/apt", "usr/lib/dpkg", "usr/lib/dracut", "usr/lib/klibc*", "usr/lib/locale/*", "usr/lib/initramfs-tools",
 	"usr/lib/udev/hwdb.*", "usr/lib/systemd/boot", "usr/lib/systemd/catalog",
 	"usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl*", "usr/lib/x86_64-linux-gnu/libperl*",
@@ -57,8 +58,10 @@ var kept = map[string][]string{
 var modules = []string{
 	"autofs4", "dm_mod", "dm_verity", "i6300esb", "loop", "nbd", "nls_ascii", "nls_cp437", "nls_utf8", "overlay", "softdog", "squashfs",
 	"vfat", "virtio_net", "virtio_rng",
-	"bridge", "nf_nat", "nf_tables", "nft_chain_nat", "nft_masq", "nft_nat", "veth", "xt_MASQUERADE", "xt_conntrack",
 }
+
+// containerModules stay where there are containers: cables, the bridge, and the rules between them.
+var containerModules = []string{"br_netfilter", "bridge", "nft_chain_nat", "nft_ct", "nft_fib_inet", "nft_masq", "nft_nat", "veth"}
 
 // Tree returns a directory with the unpacked packages, as they come from Debian.
 func (b *Builder) Tree(ctx context.Context) (string, error) {
@@ -122,7 +125,7 @@ func trim(ctx context.Context, tree, dir string) error {
 		return err
 	}
 	lib := filepath.Join(dir, "usr/lib/modules", release)
-	if err := keepModules(lib); err != nil {
+	if err := keepModules(lib, slices.Concat(modules, containerModules)); err != nil {
 		return fmt.Errorf("select kernel modules: %w", err)
 	}
 	if err := unpackModules(ctx, lib); err != nil {
@@ -160,7 +163,7 @@ func trim(ctx context.Context, tree, dir string) error {
 }
 
 // keepModules removes all kernel modules but those wanted and those they need.
-func keepModules(dir string) error {
+func keepModules(dir string, modules []string) error {
 	dep, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if err != nil {
 		return err

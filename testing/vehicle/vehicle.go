@@ -8,7 +8,7 @@
 //
 //	tree    Debian trixie packages, unpacked (mmdebstrap), and the rescue system
 //	image   ext4 file system of a slot: the tree without what a vehicle does not need, sdvbox as "make install"
-//	        installs it, the broker of meta-layer/, rootfs/, and what [Image] says
+//	        installs it, broker and containerd as in meta-layer/, rootfs/, and what [Image] says
 //	bundle  signed RAUC bundle of an image
 //	disk    partitions as in wks/qemux86-64.wks, GRUB with the files in bootloader/grub, two slots, rescue, data
 //
