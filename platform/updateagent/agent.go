@@ -24,8 +24,8 @@ import (
 // called again, so each has to look first at what is already done.
 //
 // The first result is the outcome, named by its status. A second one is the
-// terminal feedback that ends the activity: Rollback and Cleanup always return
-// one, Identify when there is nothing to do.
+// terminal feedback that ends the activity: Cleanup always returns one, Identify
+// when there is nothing to do, Rollback unless a CLEANUP is to come after it.
 type Backend interface {
 	// Identify decides what a request means. It changes nothing.
 	Identify(context.Context, *Job) []updateproto.Feedback
@@ -47,11 +47,25 @@ type Backend interface {
 type Job struct {
 	Request updateproto.DesiredState // its own domain only
 	Success bool                     // for Cleanup: the update has succeeded
+	// Baselines are those that the work is about. There are none for an agent
+	// that does not divide its work.
+	Baselines []Baseline
 
+	titles   []string
 	notes    json.RawMessage
 	progress func(updateproto.Feedback)
 	save     func(json.RawMessage) error
 }
+
+// Baseline is a part of an update that has commands of its own.
+type Baseline struct {
+	Title   string
+	Success bool // for Cleanup: this part has succeeded
+}
+
+// Divide lets Identify say which baselines there are, for an agent of the kind
+// of Kanto.
+func (j *Job) Divide(titles []string) { j.titles = titles }
 
 // NewJob makes a job outside of an Agent, to drive a Backend directly.
 func NewJob(r updateproto.DesiredState, progress func(updateproto.Feedback)) *Job {
@@ -82,7 +96,8 @@ func (j *Job) Load(v any) {
 	}
 }
 
-// Capacity is the size of record that an Agent's journal needs.
+// Capacity is the size of record that an Agent's journal needs, if its
+// configuration does not say otherwise.
 const Capacity = 256 << 10
 
 // Bounds of a request and of a backend's notes leave room for everything else
@@ -92,11 +107,16 @@ const (
 	maxNotes   = Capacity / 4
 )
 
+// rest is how long the CLEANUP may take to come that ends an activity which has
+// been rolled back.
+const rest = 10 * time.Second
+
 // inventoryWait is how long an inventory may take: those who ask for it wait
 // for some 30 s.
 const inventoryWait = 5 * time.Second
 
-// Config is what an Agent consists of. All members but Patience are required.
+// Config is what an Agent consists of. Patience and what comes after Log may be
+// left out.
 type Config struct {
 	// Patience is how long an activity that has nothing in use yet waits for
 	// its next command before it is given up; 0 is for ever.
@@ -107,6 +127,16 @@ type Config struct {
 	Bus         *mqttbus.Bus
 	Backend     Backend
 	Log         *slog.Logger
+
+	// Capacity is the size of record that fits into the journal.
+	Capacity int
+	// Kanto makes the agent one as those of Eclipse Kanto are: it takes commands
+	// for single baselines, does not adopt foreign ids and does without any, gives
+	// up what is not in use yet for another desired state, and leaves out of its
+	// messages what is empty.
+	Kanto bool
+	// Check says what is wrong with a desired state before anything is said.
+	Check func(updateproto.DesiredState) error
 }
 
 // Agent serves one domain.
@@ -131,6 +161,7 @@ type (
 	finished struct {
 		gen     int
 		results []updateproto.Feedback
+		titles  []string
 	}
 	noted struct {
 		gen   int
@@ -150,10 +181,13 @@ func Subscriptions(domain string) []string {
 
 // New makes an agent that goes on where its journal ends.
 func New(c Config) *Agent {
+	if c.Capacity == 0 {
+		c.Capacity = Capacity
+	}
 	a := &Agent{Config: c, in: make(chan any), wanted: make(chan string, 64), ended: make(chan struct{})}
 	close(a.ended)
 	a.out.init()
-	a.m.identifying = c.Identifying
+	a.m.identifying, a.m.kanto, a.m.capacity = c.Identifying, c.Kanto, c.Capacity
 	if rec := c.Journal.Load(); rec != nil {
 		if err := json.Unmarshal(rec, &a.m.State); err != nil {
 			c.Log.Error("journal does not make sense, starting without it", "error", err)
@@ -205,6 +239,9 @@ func (a *Agent) next(ctx context.Context) error {
 	if act := a.m.Activity; act != nil && act.Phase.expires() && a.Patience > 0 {
 		expired = time.After(time.Until(a.active.Add(a.Patience)))
 	}
+	if act := a.m.Activity; act != nil && act.Phase == RolledBack {
+		expired = time.After(time.Until(a.active.Add(rest)))
+	}
 	select {
 	case <-expired:
 		a.m.expire()
@@ -217,6 +254,9 @@ func (a *Agent) next(ctx context.Context) error {
 		switch ev.Kind {
 		case mqttbus.Up:
 			a.out.open()
+			if a.Kanto {
+				a.m.lastID = fmt.Sprintf("initial-current-state-%d", time.Now().UnixMilli())
+			}
 			a.m.connected()
 		case mqttbus.Down:
 			a.out.close()
@@ -237,6 +277,7 @@ func (a *Agent) next(ctx context.Context) error {
 		case finished:
 			if ev.gen == a.gen {
 				a.active = time.Now()
+				a.m.divide(ev.titles)
 				a.m.done(ev.results)
 			}
 		case noted:
@@ -244,8 +285,8 @@ func (a *Agent) next(ctx context.Context) error {
 				ev.done <- context.Canceled
 				break
 			}
-			if len(ev.notes) > maxNotes {
-				ev.done <- fmt.Errorf("%d bytes, expected at most %d", len(ev.notes), maxNotes)
+			if most := a.Capacity / 4; len(ev.notes) > most {
+				ev.done <- fmt.Errorf("%d bytes, expected at most %d", len(ev.notes), most)
 				break
 			}
 			a.m.note(ev.notes)
@@ -276,16 +317,9 @@ func (a *Agent) receive(msg *mqttbus.Message) {
 	}
 	switch _, kind, _ := strings.Cut(msg.Topic, "/"); kind {
 	case "desiredstate":
-		var ds struct {
-			Domains []json.RawMessage `json:"domains"`
-		}
-		id, err := updateproto.Decode(msg.Payload, &ds)
-		var request json.RawMessage
-		if err == nil {
-			request, err = a.own(ds.Domains)
-		}
+		id, request, err := a.request(msg.Payload)
 		switch {
-		case id == "":
+		case id == "" && (!a.Kanto || err != nil):
 			drop(err)
 		case err != nil:
 			a.m.reject(id, "desired state: "+err.Error(), true)
@@ -293,26 +327,31 @@ func (a *Agent) receive(msg *mqttbus.Message) {
 			a.m.request(id, request, msg.Duplicate)
 		}
 	case "desiredstate/command":
-		var c struct { // the baseline is of no concern here
-			Command string `json:"command"`
+		var c queued
+		id, err := updateproto.Decode(msg.Payload, &struct { // the baseline is of no concern here
+			Command *string `json:"command"`
+		}{&c.Command})
+		if a.Kanto {
+			_, err = updateproto.Decode(msg.Payload, &c)
+			err = anonymous(err)
 		}
-		id, err := updateproto.Decode(msg.Payload, &c)
 		_, known := stepOf(c.Command)
 		known = known || c.Command == updateproto.CommandCleanup || c.Command == updateproto.CommandRollback
 		switch {
-		case id == "":
+		case id == "" && (!a.Kanto || err != nil):
 			drop(err)
 		case err != nil:
 			a.m.reject(id, "command: "+err.Error(), false)
 		case !known:
 			a.m.reject(id, fmt.Sprintf("payload.command: %.40q is unknown, expected DOWNLOAD, UPDATE, ACTIVATE, CLEANUP or ROLLBACK", c.Command), false)
 		default:
-			a.Log.Info("command", "activity", id, "command", c.Command)
-			a.m.command(id, c.Command)
+			a.Log.Info("command", "activity", id, "command", c.Command, "baseline", c.Baseline)
+			c.ID = id
+			a.m.command(c)
 		}
 	case "currentstate/get":
 		id, err := updateproto.Decode(msg.Payload, nil)
-		if id == "" {
+		if id == "" && !(a.Kanto && (len(msg.Payload) == 0 || anonymous(err) == nil)) {
 			drop(err)
 			return
 		}
@@ -320,6 +359,51 @@ func (a *Agent) receive(msg *mqttbus.Message) {
 	default:
 		a.Log.Warn("message on an unexpected topic", "topic", msg.Topic)
 	}
+}
+
+// anonymous lets a message do without an activity id.
+func anonymous(err error) error {
+	if errors.Is(err, updateproto.ErrNoActivityID) {
+		return nil
+	}
+	return err
+}
+
+// request returns what a desired state says to this agent.
+func (a *Agent) request(msg []byte) (id string, request json.RawMessage, err error) {
+	if !a.Kanto {
+		var ds struct {
+			Domains []json.RawMessage `json:"domains"`
+		}
+		if id, err = updateproto.Decode(msg, &ds); err == nil {
+			request, err = a.own(ds.Domains)
+		}
+		return id, request, err
+	}
+	e, err := updateproto.DecodeEnvelope(msg)
+	if err = anonymous(err); err != nil {
+		return e.ActivityID, nil, err
+	}
+	ds, err := e.DesiredState()
+	switch {
+	case err != nil:
+	case len(ds.Domains) != 1:
+		err = fmt.Errorf("payload.domains: %d entries, expected one for %q", len(ds.Domains), a.Domain)
+	case ds.Domains[0].ID != a.Domain:
+		err = fmt.Errorf("payload.domains[0].id: %q, expected %q", ds.Domains[0].ID, a.Domain)
+	default:
+		ds = updateproto.Split(ds, a.Domain)
+		if a.Check != nil {
+			err = a.Check(ds)
+		}
+		if err == nil {
+			request, err = json.Marshal(ds)
+		}
+		if most := a.Capacity / 4; err == nil && len(request) > most {
+			err = fmt.Errorf("%d bytes, expected at most %d", len(request), most)
+		}
+	}
+	return e.ActivityID, request, err
 }
 
 // own reduces the domains of a desired state to what this agent has to know and
@@ -413,13 +497,33 @@ func (a *Agent) start(ctx context.Context, p Phase) {
 			}
 		},
 	}
-	_ = json.Unmarshal(act.Request, &job.Request) // it was encoded by own
+	_ = json.Unmarshal(act.Request, &job.Request) // it was encoded here
+	for _, part := range act.at(p) {
+		job.Baselines = append(job.Baselines, Baseline{part.Title, part.Phase == Activated})
+	}
 	go func() {
 		defer close(ended)
 		<-before
 		results := a.work(ctx, p, job)
-		a.post(ctx, finished{gen, results})
+		a.post(ctx, finished{gen, results, job.titles})
 	}()
+}
+
+// Changed has the inventory published again: something is installed that was
+// not, or the other way round.
+func (a *Agent) Changed() {
+	select {
+	case a.wanted <- "":
+	default: // one is about to be published
+	}
+}
+
+// encode is how messages are written.
+func (a *Agent) encode(id string, payload any) ([]byte, error) {
+	if a.Kanto {
+		return updateproto.EncodeCompact(id, time.Now(), payload)
+	}
+	return updateproto.Encode(id, time.Now(), payload)
 }
 
 // work calls the backend. A panic there, on whatever a peer has sent, fails
@@ -487,7 +591,7 @@ func (a *Agent) publish(ctx context.Context) {
 		if !a.out.is(it.connection) {
 			continue
 		}
-		data, err := updateproto.Encode(it.ID, time.Now(), it.Feedback)
+		data, err := a.encode(it.ID, it.Feedback)
 		if err != nil {
 			a.Log.Error("cannot encode feedback", "error", err)
 			continue
@@ -554,7 +658,7 @@ func (a *Agent) inventory(ctx context.Context) {
 			}
 		}
 		for _, id := range ids {
-			data, err := updateproto.Encode(id, time.Now(), inv)
+			data, err := a.encode(id, inv)
 			if err != nil {
 				a.Log.Error("cannot encode inventory", "error", err)
 				continue

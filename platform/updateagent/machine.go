@@ -25,6 +25,8 @@ type effect struct {
 // gathers what follows from it and dirty whether State has to be saved first.
 type machine struct {
 	State
+	kanto       bool   // see Config
+	capacity    int    // of the journal
 	lastID      string // of any message; inventories carry it
 	identifying string // message of IDENTIFYING
 	verifying   bool   // the outcome of a reboot is being found out
@@ -43,7 +45,7 @@ func (m *machine) take() (effects []effect, dirty bool) {
 // enough loses what can be done without.
 func (m *machine) encode() ([]byte, error) {
 	rec, err := json.Marshal(m.State)
-	if err == nil && len(rec) > Capacity {
+	if err == nil && len(rec) > m.capacity {
 		m.shrink()
 		rec, err = json.Marshal(m.State)
 	}
@@ -92,6 +94,16 @@ func (m *machine) connected() {
 	m.repeat()
 }
 
+// changed publishes the inventory. Those of Kanto have an id only when they
+// answer a request: an update manager does not pass on the others.
+func (m *machine) changed() {
+	id := m.lastID
+	if m.kanto {
+		id = ""
+	}
+	m.effects = append(m.effects, effect{inventory: &id})
+}
+
 // repeat says again where the activity stands. What was said before a reboot
 // is not repeated until it is known to be true after it.
 func (m *machine) repeat() {
@@ -136,6 +148,10 @@ func (m *machine) request(id string, payload json.RawMessage, duplicate bool) {
 		m.Activity = &Activity{ID: id, Origin: id, Request: payload, Last: m.identifyingFeedback()}
 		m.publish(id, m.Activity.Last)
 		m.start(Identifying)
+	case a.Next != nil && a.Next.ID == id:
+		// It is about to begin.
+	case !a.knows(id) && m.kanto && a.mayEnd():
+		m.supersede(id, payload)
 	case !a.knows(id):
 		m.refuseRequest(id, fmt.Sprintf("activity %q is under way (%s); it has to end first, for instance with ROLLBACK", a.ID, a.Phase.waitsFor()))
 	default:
@@ -144,6 +160,29 @@ func (m *machine) request(id string, payload json.RawMessage, duplicate bool) {
 		}
 		m.repeat()
 	}
+}
+
+// mayEnd reports whether an activity can give way to another one: nothing of it
+// is in use, or it ends already.
+func (a *Activity) mayEnd() bool {
+	ends := (a.Phase == RollingBack || a.Phase == Cleaning) && len(a.at(a.Phase)) == len(a.open(""))
+	return a.Next == nil && (ends || a.Phase.expires())
+}
+
+// supersede gives up an activity for another one.
+func (m *machine) supersede(id string, payload json.RawMessage) {
+	a := m.Activity
+	a.Next, a.Queue, m.dirty = &next{id, payload}, nil, true
+	if a.Phase.expires() {
+		m.warnf("activity %q is given up for %q", a.ID, id)
+		m.abandon()
+	}
+}
+
+// abandon cleans up although nobody has said so.
+func (m *machine) abandon() {
+	m.Activity.Scope, m.Activity.Success = "", false
+	m.start(Cleaning)
 }
 
 // reject answers a message that cannot be understood: a desired state, or else a
@@ -164,7 +203,9 @@ func (m *machine) reject(id, why string, request bool) {
 }
 
 func (m *machine) identificationFailed(id, why string) {
-	m.publish(id, m.identifyingFeedback())
+	if !m.kanto {
+		m.publish(id, m.identifyingFeedback())
+	}
 	m.publish(id, feedback(updateproto.StatusIdentificationFailed, clipText(why)))
 }
 
@@ -187,41 +228,55 @@ func feedback(status, message string) updateproto.Feedback {
 }
 
 // command takes one step of an update.
-func (m *machine) command(id, command string) {
+func (m *machine) command(q queued) {
 	a := m.Activity
-	m.lastID = id
+	m.lastID = q.ID
 	if a == nil {
-		m.idle(id, command)
+		m.idle(q)
 		return
 	}
-	if !a.knows(id) && !m.mayAdopt(id, command) {
-		if _, old := m.endedWith(id); old {
-			m.idle(id, command)
+	if !a.knows(q.ID) && !m.mayAdopt(q) {
+		if _, old := m.endedWith(q.ID); old {
+			m.idle(q)
 		} else {
-			m.refuse(id, command, fmt.Sprintf("activity %q is under way (%s)", a.ID, a.Phase.waitsFor()))
+			m.refuse(q, fmt.Sprintf("activity %q is under way (%s)", a.ID, a.Phase.waitsFor()))
 		}
 		return
 	}
-	switch command {
-	case updateproto.CommandRollback:
-		m.rollback(id)
-	case updateproto.CommandCleanup:
-		m.cleanup(id)
+	isPart := func(p part) bool { return p.Title == q.Baseline }
+	switch {
+	case len(a.Parts) > 0 && !everything(q.Baseline) && !slices.ContainsFunc(a.Parts, isPart):
+		m.refuse(q, fmt.Sprintf("there is no baseline %q", q.Baseline))
+	case a.elsewhere(q.Baseline, m.verifying) && (q.Command != updateproto.CommandRollback || !everything(q.Baseline)):
+		m.enqueue(q)
+	case q.Command == updateproto.CommandRollback:
+		m.rollback(q)
+	case q.Command == updateproto.CommandCleanup:
+		m.cleanup(q)
 	default:
-		m.forward(id, command)
+		m.forward(q)
 	}
+}
+
+// elsewhere reports whether a command has to wait because work runs for
+// another baseline, or may turn out to be about it.
+func (a *Activity) elsewhere(baseline string, verifying bool) bool {
+	return a.Phase.working() && !same(a.Scope, baseline) || verifying && len(a.Parts) > 0
 }
 
 // mayAdopt decides whether a command with a foreign id belongs to the one
 // activity there is: the documentation's own example starts an update under
 // one id and commands it under another. The id of a finished activity is
 // taken only if it was such an id there too, and only to begin.
-func (m *machine) mayAdopt(id, command string) bool {
+func (m *machine) mayAdopt(q queued) bool {
 	a := m.Activity
-	if e, old := m.endedWith(id); old {
-		return slices.Contains(e.Adopted, id) && command == updateproto.CommandDownload && m.fits(command)
+	if m.kanto {
+		return false
 	}
-	return command == updateproto.CommandRollback && a.Phase != RollingBack && a.Phase != Cleaning || !a.Phase.working() || m.fits(command)
+	if e, old := m.endedWith(q.ID); old {
+		return slices.Contains(e.Adopted, q.ID) && q.Command == updateproto.CommandDownload && m.fits(q)
+	}
+	return q.Command == updateproto.CommandRollback && a.Phase != RollingBack && a.Phase != Cleaning || !a.Phase.working() || m.fits(q)
 }
 
 // adopt makes id the one that the activity goes by.
@@ -243,80 +298,128 @@ func (m *machine) adopt(id string) {
 
 // fits reports whether the command is the next one, once all that runs and
 // all that is queued has succeeded.
-func (m *machine) fits(command string) bool {
+func (m *machine) fits(q queued) bool {
 	p := m.Activity.Phase.afterSuccess()
-	for _, q := range m.Activity.Queue {
-		if s, ok := stepOf(q.Command); ok {
+	for _, before := range m.Activity.Queue {
+		if !same(before.Baseline, q.Baseline) {
+			continue
+		}
+		if s, ok := stepOf(before.Command); ok {
 			p = s.done
 		} else {
 			return false // nothing comes after CLEANUP
 		}
 	}
-	if command == updateproto.CommandCleanup {
+	if q.Command == updateproto.CommandCleanup {
 		return p == Activated
 	}
-	s, ok := stepOf(command)
+	s, ok := stepOf(q.Command)
 	return ok && s.from == p
 }
 
-func (m *machine) enqueue(id, command string) {
+func (m *machine) enqueue(q queued) {
 	a := m.Activity
-	if len(a.Queue) < maxQueue {
-		a.Queue = append(a.Queue, queued{id, command})
+	most := maxQueue
+	if m.kanto {
+		most = maxPartQueue
+	}
+	switch {
+	case slices.Contains(a.Queue, q):
+	case len(a.Queue) < most:
+		a.Queue = append(a.Queue, q)
 		m.dirty = true
+	case m.kanto:
+		m.refuse(q, "too many commands wait already")
 	}
 }
 
 // forward handles DOWNLOAD, UPDATE and ACTIVATE.
-func (m *machine) forward(id, command string) {
+func (m *machine) forward(q queued) {
 	a := m.Activity
-	s, _ := stepOf(command)
+	s, _ := stepOf(q.Command)
+	p := a.phaseOf(q.Baseline, s.from)
 	switch {
-	case a.Phase == s.from:
-		m.adopt(id)
+	case p == s.from:
+		m.adopt(q.ID)
+		a.Scope = q.Baseline
 		m.start(s.work)
-	case a.Phase == s.work || a.Phase.passed(s.work):
-		m.adopt(id)
-		m.repeat()
-	case slices.Contains(a.Queue, queued{id, command}):
-	case m.fits(command):
-		m.enqueue(id, command)
+	case m.kanto && (p == Failed || p == RolledBack || p == over) && a.said(q.Baseline) != s.failure:
+		m.refuse(q, fmt.Sprintf("%s is not allowed now: it is %s", q.Command, p))
+	case p == s.work || p.passed(s.work):
+		m.adopt(q.ID)
+		m.repeatFor(q.Baseline)
+	case slices.Contains(a.Queue, q):
+	case m.fits(q):
+		m.enqueue(q)
 	default:
-		m.refuse(id, command, fmt.Sprintf("%s is not allowed now: the activity is %s and %s", command, a.Phase, a.Phase.waitsFor()))
+		m.refuse(q, fmt.Sprintf("%s is not allowed now: the activity is %s and %s", q.Command, p, p.waitsFor()))
 	}
 }
 
-func (m *machine) rollback(id string) {
+// said is the last result for a baseline.
+func (a *Activity) said(baseline string) string {
+	if parts := a.open(baseline); len(parts) > 0 && !a.Phase.working() && !same(a.Scope, baseline) {
+		return parts[0].Status
+	}
+	return a.Last.Status
+}
+
+// repeatFor says again where a baseline stands.
+func (m *machine) repeatFor(baseline string) {
+	if a := m.Activity; !m.verifying && a.said(baseline) != a.Last.Status {
+		m.publish(a.ID, updateproto.Feedback{Status: a.said(baseline), Baseline: baseline, Actions: a.Last.Actions})
+		return
+	}
+	m.repeat()
+}
+
+func (m *machine) rollback(q queued) {
 	a := m.Activity
-	switch a.Phase {
+	switch p := a.phaseOf(q.Baseline, ""); p {
 	case RollingBack:
 		m.publish(a.ID, a.Last)
+	case RolledBack:
+		m.repeatFor(q.Baseline)
 	case Cleaning:
-		m.refuse(id, updateproto.CommandRollback, "the activity is being cleaned up")
+		m.refuse(q, "the activity is being cleaned up")
+	case over:
+		m.refuse(q, "the baseline has been cleaned up")
 	default:
-		m.adopt(id)
-		a.Queue = nil
+		m.adopt(q.ID)
+		m.dropQueue(q.Baseline)
 		a.Last = updateproto.Feedback{Status: updateproto.StatusRollback, Message: "Rolling back.", Actions: a.Last.Actions}
+		a.Scope = q.Baseline
 		m.verifying = false
 		m.start(RollingBack)
+		m.speak(&a.Last)
 		m.publish(a.ID, a.Last)
 	}
 }
 
-func (m *machine) cleanup(id string) {
+// dropQueue forgets the commands for a baseline that wait.
+func (m *machine) dropQueue(baseline string) {
+	a := m.Activity
+	a.Queue = slices.DeleteFunc(a.Queue, func(q queued) bool { return covers(baseline, q.Baseline) })
+}
+
+func (m *machine) cleanup(q queued) {
 	a := m.Activity
 	switch {
 	case a.Phase == Cleaning:
 		// The answer is on its way.
-	case a.Phase == RollingBack, m.verifying, a.Phase.working() && m.fits(updateproto.CommandCleanup):
-		if !slices.Contains(a.Queue, queued{id, updateproto.CommandCleanup}) {
-			m.enqueue(id, updateproto.CommandCleanup)
-		}
+	case a.Phase == RollingBack, m.verifying, a.Phase.working() && m.fits(q):
+		m.enqueue(q)
+	case len(a.Parts) > 0 && a.phaseOf(q.Baseline, "") == over:
+		m.publish(a.ID, updateproto.Feedback{Status: updateproto.StatusCleanupSuccess, Baseline: q.Baseline, Actions: a.Last.Actions})
 	default:
 		// Before its turn CLEANUP abandons the update.
-		m.adopt(id)
+		m.adopt(q.ID)
 		a.Success = a.Phase == Activated
-		a.Queue = nil
+		for _, p := range a.open(q.Baseline) {
+			a.Success = a.Success && p.Phase == Activated
+		}
+		m.dropQueue(q.Baseline)
+		a.Scope = q.Baseline
 		m.start(Cleaning)
 	}
 }
@@ -329,39 +432,56 @@ func (m *machine) expire() {
 		return
 	}
 	m.warnf("activity %q has waited too long for a command and is given up", a.ID)
-	m.start(Cleaning)
+	m.abandon()
 }
 
 // idle answers a command for which no activity is open.
-func (m *machine) idle(id, command string) {
-	e, old := m.endedWith(id)
+func (m *machine) idle(q queued) {
+	e, old := m.endedWith(q.ID)
 	switch {
-	case command == updateproto.CommandCleanup:
-		m.lastWord(id, feedback(updateproto.StatusCleanupSuccess, "There is nothing left to clean up."))
-	case old && command == updateproto.CommandRollback && e.Status == updateproto.StatusIncomplete:
-		m.publish(id, feedback(updateproto.StatusRollbackSuccess, "The activity has ended and nothing of it is in use."))
+	case q.Command == updateproto.CommandCleanup:
+		m.lastWord(q.ID, feedback(updateproto.StatusCleanupSuccess, "There is nothing left to clean up."))
+	case old && q.Command == updateproto.CommandRollback && e.Status == updateproto.StatusIncomplete:
+		m.publish(q.ID, feedback(updateproto.StatusRollbackSuccess, "The activity has ended and nothing of it is in use."))
 	case old:
-		m.refuse(id, command, fmt.Sprintf("activity %q has ended with %s", id, e.Status))
+		m.refuse(q, fmt.Sprintf("activity %q has ended with %s", q.ID, e.Status))
 	default:
-		m.refuse(id, command, "no activity is open: send a desired state first")
+		m.refuse(q, "no activity is open: send a desired state first")
 	}
 }
 
 // refuse answers a command with its failure status; the activity under way,
 // if any, stays as it is.
-func (m *machine) refuse(id, command, why string) {
-	status := updateproto.StatusRollbackFailure
-	if s, ok := stepOf(command); ok {
-		status = s.failure
+func (m *machine) refuse(q queued, why string) {
+	f := feedback(updateproto.StatusRollbackFailure, why)
+	if s, ok := stepOf(q.Command); ok {
+		f.Status = s.failure
+	} else if q.Command == updateproto.CommandCleanup {
+		f.Status = updateproto.StatusCleanup
 	}
-	m.warnf("%s for activity %q is refused: %s", command, id, why)
-	m.publish(id, feedback(status, why))
+	if m.kanto {
+		f.Baseline = q.Baseline
+		if a := m.Activity; a != nil && a.knows(q.ID) {
+			f.Actions = a.Last.Actions
+		}
+	}
+	m.warnf("%s for activity %q is refused: %s", q.Command, q.ID, why)
+	m.publish(q.ID, f)
+}
+
+// speak lets a feedback say what it is about, for those who ask baseline by
+// baseline.
+func (m *machine) speak(f *updateproto.Feedback) {
+	if m.kanto {
+		f.Baseline = m.Activity.Scope
+	}
 }
 
 // progress takes an intermediate feedback of the running work.
 func (m *machine) progress(f updateproto.Feedback) {
 	if a := m.Activity; a != nil {
 		a.Last = clip(f)
+		m.speak(&a.Last)
 		m.effects = append(m.effects, effect{publish: &outgoing{a.ID, a.Last}, progress: true})
 	}
 }
@@ -383,7 +503,7 @@ func (m *machine) done(results []updateproto.Feedback) {
 	}
 	if m.verifying {
 		m.verifying = false
-		m.effects = append(m.effects, effect{inventory: &m.lastID})
+		m.changed()
 	}
 	if len(results) == 0 { // a verification that found nothing new
 		m.repeat()
@@ -393,22 +513,52 @@ func (m *machine) done(results []updateproto.Feedback) {
 	for i, f := range results {
 		results[i] = clip(f)
 	}
+	m.speak(&results[0])
 	a.Last = results[0]
-	queue := a.Queue
+	queue, worked := a.Queue, a.at(a.Phase)
 	switch {
 	case results[0].Status == updateproto.StatusRollbackFailure:
 		// It may be tried again; CLEANUP tries once more, and ends it.
-		a.Phase = Failed
-		m.dirty = true
-		m.publish(a.ID, results[0])
+		m.became(Failed, worked)
+	case a.Phase == RollingBack && len(results) == 1:
+		m.became(RolledBack, worked)
+	case a.Phase == Cleaning && len(worked) < len(a.open("")):
+		m.became(over, worked)
 	case a.Phase == RollingBack, a.Phase == Cleaning, len(results) > 1, results[0].Status == updateproto.StatusIdentificationFailed:
+		if a.Next != nil && !a.Success {
+			f := &results[len(results)-1]
+			f.Message = fmt.Sprintf("given up for activity %q", a.Next.ID)
+		}
 		m.end(results)
 	default:
-		a.Phase = a.afterWork(results[0].Status)
-		m.dirty = true
-		m.publish(a.ID, results[0])
+		m.became(a.afterWork(results[0].Status), worked)
+	}
+	if a := m.Activity; a != nil && a.Next != nil && a.Phase.expires() {
+		m.abandon()
+		return
 	}
 	m.runQueue(queue)
+}
+
+// became takes down what the work has led to, and says it.
+func (m *machine) became(p Phase, worked []*part) {
+	a := m.Activity
+	a.Phase, m.dirty = p, true
+	for _, part := range worked {
+		part.Phase, part.Status = p, a.Last.Status
+	}
+	a.settle()
+	m.publish(a.ID, a.Last)
+}
+
+// divide notes the baselines that an identification has found.
+func (m *machine) divide(titles []string) {
+	if a := m.Activity; a != nil && a.Phase == Identifying {
+		a.Parts = nil
+		for _, title := range titles {
+			a.Parts = append(a.Parts, part{Title: title})
+		}
+	}
 }
 
 // afterWork is the phase that follows a result.
@@ -429,7 +579,10 @@ func (m *machine) end(results []updateproto.Feedback) {
 		m.lastWord(a.ID, f)
 	}
 	m.Activity = nil
-	m.effects = append(m.effects, effect{inventory: &m.lastID})
+	m.changed()
+	if a.Next != nil {
+		m.request(a.Next.ID, a.Next.Request, false)
+	}
 }
 
 // lastWord publishes what must arrive although no activity is open to repeat
@@ -452,12 +605,12 @@ func (m *machine) runQueue(queue []queued) {
 		if a := m.Activity; a != nil {
 			a.Queue = queue
 			m.dirty = true
-			if _, forward := stepOf(q.Command); forward && a.Phase == Failed {
+			if _, forward := stepOf(q.Command); forward && a.phaseOf(q.Baseline, "") == Failed {
 				m.warnf("%s for activity %q is dropped: a step before it has failed", q.Command, a.ID)
 				continue
 			}
 		}
-		m.command(q.ID, q.Command)
+		m.command(q)
 	}
 }
 

@@ -32,10 +32,12 @@ type script struct {
 	// repeated counts terminal statuses that were said again as nobody had
 	// heard them.
 	repeated int
+	// titles are the baselines that identifications find.
+	titles []string
 }
 
 func newScript(t *testing.T) *script {
-	s := &script{t: t, m: machine{identifying: "Looking."}}
+	s := &script{t: t, m: machine{identifying: "Looking.", capacity: Capacity}}
 	s.save()
 	return s
 }
@@ -59,6 +61,9 @@ func (s *script) results(ok bool) []updateproto.Feedback {
 		}
 		return []updateproto.Feedback{word("IDENTIFIED")}
 	case RollingBack:
+		if s.m.kanto && ok {
+			return []updateproto.Feedback{word("ROLLBACK_SUCCESS")}
+		}
 		if !ok {
 			return []updateproto.Feedback{word("ROLLBACK_FAILURE"), word("INCOMPLETE")}
 		}
@@ -105,6 +110,7 @@ func (s *script) do(event string) {
 	case "ok", "fail":
 		results := s.results(verb == "ok")
 		s.work = ""
+		s.m.divide(s.titles)
 		s.m.done(results)
 	case "nothing":
 		if s.work == Identifying {
@@ -119,14 +125,15 @@ func (s *script) do(event string) {
 		}
 		s.sent = nil
 	case "restart":
-		s.m = machine{identifying: "Looking."}
+		s.m = machine{identifying: "Looking.", kanto: s.m.kanto, capacity: Capacity}
 		s.work = ""
 		if err := json.Unmarshal(s.saved, &s.m.State); err != nil {
 			s.t.Fatal(err)
 		}
 		s.m.resume()
 	default:
-		s.m.command(id, verb)
+		id, baseline, _ := strings.Cut(id, "/")
+		s.m.command(queued{ID: id, Command: verb, Baseline: baseline})
 	}
 	effects, dirty := s.m.take()
 	if dirty {
@@ -135,7 +142,11 @@ func (s *script) do(event string) {
 	for _, e := range effects {
 		switch {
 		case e.publish != nil:
-			s.log = append(s.log, e.publish.ID+":"+e.publish.Feedback.Status)
+			said := e.publish.ID + ":" + e.publish.Feedback.Status
+			if b := e.publish.Feedback.Baseline; b != "" {
+				said += "/" + b
+			}
+			s.log = append(s.log, said)
 			if e.last {
 				s.sent = append(s.sent, *e.publish)
 			}
@@ -378,8 +389,8 @@ func TestEverythingAPeerCanSendFitsIntoTheJournal(t *testing.T) {
 		s.m.note(json.RawMessage(`"` + strings.Repeat("x", maxNotes-2) + `"`))
 		for k := range 20 {
 			s.m.request(long(1000+k), nil, false)
-			s.m.command(long(2000+k), "DOWNLOAD")
-			s.m.command(long(3000+k), "UPDATE")
+			s.m.command(queued{ID: long(2000 + k), Command: "DOWNLOAD"})
+			s.m.command(queued{ID: long(3000 + k), Command: "UPDATE"})
 			s.m.reject(long(4000+k), text, true)
 		}
 		f := updateproto.Feedback{Status: "IDENTIFIED", Message: text}
@@ -389,7 +400,7 @@ func TestEverythingAPeerCanSendFitsIntoTheJournal(t *testing.T) {
 		s.m.done([]updateproto.Feedback{f})
 		s.m.progress(f)
 		if n%2 == 0 {
-			s.m.command(s.m.Activity.ID, "ROLLBACK")
+			s.m.command(queued{ID: s.m.Activity.ID, Command: "ROLLBACK"})
 			s.m.done([]updateproto.Feedback{{Status: "ROLLBACK_SUCCESS"}, {Status: "INCOMPLETE", Message: text, Actions: f.Actions}})
 		}
 		rec, err := s.m.encode()

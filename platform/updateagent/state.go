@@ -36,6 +36,7 @@ const (
 	Activated   Phase = "activated"
 	Failed      Phase = "failed"
 	RollingBack Phase = "rolling back"
+	RolledBack  Phase = "rolled back"
 	Cleaning    Phase = "cleaning"
 )
 
@@ -79,7 +80,7 @@ func (p Phase) working() bool {
 // expires reports whether an activity may be given up in this phase: nothing it
 // has done so far is in use.
 func (p Phase) expires() bool {
-	return p == Identified || p == Downloaded || p == Updated || p == Failed
+	return p == Identified || p == Downloaded || p == Updated || p == Failed || p == RolledBack
 }
 
 // waitsFor says in words what an activity in this phase expects next.
@@ -90,7 +91,7 @@ func (p Phase) waitsFor() string {
 		}
 	}
 	switch p {
-	case Activated, Failed:
+	case Activated, Failed, RolledBack:
 		return "it waits for CLEANUP"
 	}
 	return "it is " + string(p)
@@ -99,7 +100,7 @@ func (p Phase) waitsFor() string {
 // passed reports whether the phase lies behind the waiting phase q on the way
 // forward.
 func (p Phase) passed(q Phase) bool {
-	order := []Phase{Identifying, Identified, Downloading, Downloaded, Updating, Updated, Activating, Activated, Failed, RollingBack, Cleaning}
+	order := []Phase{Identifying, Identified, Downloading, Downloaded, Updating, Updated, Activating, Activated, Failed, RollingBack, RolledBack, Cleaning}
 	return slices.Index(order, p) > slices.Index(order, q)
 }
 
@@ -126,13 +127,101 @@ type Activity struct {
 	Last updateproto.Feedback `json:"last"`
 	// Queue holds commands that came before their turn.
 	Queue []queued `json:"queue,omitempty"`
+	// Parts are the baselines, for an agent that takes commands for one of
+	// them. Phase is then that of the work that runs, or else of the part that
+	// got furthest.
+	Parts []part `json:"parts,omitempty"`
+	// Scope is the baseline of the command that runs, as it was written.
+	Scope string `json:"scope,omitempty"`
+	// Next is the desired state for which this activity is given up.
+	Next *next `json:"next,omitempty"`
 	// Notes are the backend's own.
 	Notes json.RawMessage `json:"notes,omitempty"`
 }
 
 type queued struct {
-	ID      string `json:"id"`
-	Command string `json:"command"`
+	ID       string `json:"id"`
+	Command  string `json:"command"`
+	Baseline string `json:"baseline,omitempty"`
+}
+
+type next struct {
+	ID      string          `json:"id"`
+	Request json.RawMessage `json:"request"`
+}
+
+// part is a baseline. While work runs it is still in the phase before.
+type part struct {
+	Title  string `json:"title"`
+	Phase  Phase  `json:"phase"`
+	Status string `json:"status"` // of the last result
+}
+
+// over is the phase of a part that has been cleaned up.
+const over Phase = "over"
+
+// covers reports whether a command for a baseline is one for the part with
+// this title.
+func covers(baseline, title string) bool {
+	return everything(baseline) || baseline == title
+}
+
+// everything reports whether a baseline stands for all of them.
+func everything(baseline string) bool { return baseline == "" || baseline == "*" }
+
+// same reports whether two commands are for the same baseline.
+func same(a, b string) bool { return a == b || everything(a) && everything(b) }
+
+// open returns the parts that a command for a baseline can mean.
+func (a *Activity) open(baseline string) []*part {
+	var list []*part
+	for i := range a.Parts {
+		if p := &a.Parts[i]; covers(baseline, p.Title) && p.Phase != over {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// at returns the parts that the work of a phase is about.
+func (a *Activity) at(work Phase) []*part {
+	list := a.open(a.Scope)
+	for _, s := range steps() {
+		if s.work == work {
+			return slices.DeleteFunc(list, func(p *part) bool { return p.Phase != s.from })
+		}
+	}
+	if work == Activated { // the outcome of a reboot
+		return slices.DeleteFunc(a.open(""), func(p *part) bool { return p.Phase != Activated })
+	}
+	return list
+}
+
+// phaseOf returns the phase that a command for a baseline finds: want if any
+// part of it is there, or else that of the part which is furthest behind.
+func (a *Activity) phaseOf(baseline string, want Phase) Phase {
+	if a.Phase.working() || len(a.Parts) == 0 {
+		return a.Phase
+	}
+	found := over
+	for _, p := range a.open(baseline) {
+		switch {
+		case p.Phase == want:
+			return want
+		case found == over || found.passed(p.Phase):
+			found = p.Phase
+		}
+	}
+	return found
+}
+
+// settle makes the phase that of the parts, now that no work runs.
+func (a *Activity) settle() {
+	for i, p := range a.open("") {
+		if i == 0 || p.Phase == Activated || a.Phase != Activated && p.Phase.passed(a.Phase) {
+			a.Phase = p.Phase
+		}
+	}
 }
 
 func (a *Activity) knows(id string) bool {
@@ -175,6 +264,7 @@ const (
 	maxEnded     = 16
 	maxUnsent    = 8
 	maxQueue     = 8
+	maxPartQueue = 64 // with baselines
 	maxAdopted   = 4
 	maxText      = 1000 // bytes of a message
 )
