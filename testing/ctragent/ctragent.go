@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ctragent runs the container agent as a process for tests, on a containerd, with directories, a bridge and firewall rules
+// of its own; and makes images for it.
+package ctragent
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sdvbox/platform/cmapi"
+	"sdvbox/testing/ctrd"
+)
+
+// Build builds sdvbox.
+func Build(tb testing.TB) (path string) {
+	tb.Helper()
+	path = filepath.Join(tb.TempDir(), "sdvbox")
+	build(tb, path, "sdvbox")
+	return path
+}
+
+// Program builds a program that needs nothing of the image it is in.
+func Program(tb testing.TB, pkg string) []byte {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "program")
+	build(tb, path, pkg)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return data
+}
+
+func build(tb testing.TB, path, pkg string) {
+	tb.Helper()
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tb.Fatalf("%s: %v\n%s", cmd, err, out)
+	}
+}
+
+// Section is a part of the configuration file.
+type Section map[string]any
+
+// Agent is a container agent.
+type Agent struct {
+	*cmapi.Client
+	Dir        string // all that it writes
+	Socket     string
+	Bridge     string
+	Config     map[string]Section
+	Containerd *ctrd.Daemon
+
+	tb      testing.TB
+	program string
+	cmd     *exec.Cmd
+	exited  chan struct{}
+}
+
+// New prepares an agent that is not started yet. It ends with the test, and its containers, too.
+func New(tb testing.TB, program string, d *ctrd.Daemon) *Agent {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "cta") // short, for the names of sockets
+	if err != nil {
+		tb.Fatal(err)
+	}
+	a := &Agent{Dir: dir, Socket: dir + "/sock", Bridge: fmt.Sprintf("cta%x", rand.Uint32()), Containerd: d, tb: tb, program: program}
+	for _, sub := range []string{"containers", "images"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	a.Config = map[string]Section{
+		"log":     {"log_level": "DEBUG"},
+		"manager": {"home_dir": dir + "/home", "state_dir": dir + "/state", "exec_root_dir": dir + "/run", "default_ctrs_stop_timeout": 5},
+		"containers": {
+			"address_path": d.Socket, "exec_root_dir": dir + "/run", "home_dir": dir + "/home", "containerd_root": d.Dir + "/root", "disk_reserve": "1M",
+		},
+		"network":      {"exec_root_dir": dir + "/run", "default_bridge": Section{"name": a.Bridge}},
+		"grpc_server":  {"address_path": a.Socket},
+		"deployment":   {"ctr_dir": dir + "/containers", "manifest_dirs": []string{}, "image_dirs": []string{dir + "/images"}, "period": "100ms"},
+		"things":       {"enable": false},
+		"update_agent": {"enable": false},
+	}
+	a.Client = cmapi.NewClient(a.Socket)
+	tb.Cleanup(a.remove)
+	return a
+}
+
+// Start starts an agent with some of the configuration changed, and waits until it answers.
+func Start(tb testing.TB, program string, d *ctrd.Daemon, change map[string]Section) *Agent {
+	tb.Helper()
+	a := New(tb, program, d)
+	for name, section := range change {
+		maps.Copy(a.Config[name], section)
+	}
+	a.Launch()
+	a.Eventually(20*time.Second, "the agent answers", func() bool {
+		_, err := a.Images(tb.Context())
+		return err == nil
+	})
+	return a
+}
+
+// Launch starts the agent, again after it has ended, and does not wait for it.
+func (a *Agent) Launch() {
+	a.tb.Helper()
+	config, err := json.Marshal(a.Config)
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	a.Write("config.json", config)
+	log, err := os.OpenFile(a.Dir+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	defer log.Close()
+	a.cmd = exec.Command(a.program, "container-agent", "--cfg-file", a.Dir+"/config.json")
+	a.cmd.Stdout, a.cmd.Stderr = log, log
+	if err := a.cmd.Start(); err != nil {
+		a.tb.Fatal(err)
+	}
+	cmd, exited := a.cmd, make(chan struct{})
+	a.exited = exited
+	go func() {
+		cmd.Wait()
+		close(exited)
+	}()
+}
+
+// Pid is the process of the agent.
+func (a *Agent) Pid() int { return a.cmd.Process.Pid }
+
+// Kill ends the agent at once.
+func (a *Agent) Kill() { a.end(syscall.SIGKILL) }
+
+// Terminate ends the agent in order.
+func (a *Agent) Terminate() { a.end(syscall.SIGTERM) }
+
+func (a *Agent) end(signal syscall.Signal) {
+	a.tb.Helper()
+	if a.cmd == nil {
+		return
+	}
+	a.cmd.Process.Signal(signal)
+	select {
+	case <-a.exited:
+	case <-time.After(20 * time.Second):
+		a.cmd.Process.Kill()
+		<-a.exited
+		a.tb.Errorf("the agent did not end within 20 s of %v", signal)
+	}
+	a.cmd = nil
+}
+
+// Log is what the agent has said.
+func (a *Agent) Log() string {
+	text, _ := os.ReadFile(a.Dir + "/log")
+	return string(text)
+}
+
+// Write writes a file in the directory of the agent, in one step.
+func (a *Agent) Write(name string, data []byte) (path string) {
+	a.tb.Helper()
+	path = filepath.Join(a.Dir, name)
+	err := os.WriteFile(path+"~", data, 0o644)
+	if err == nil {
+		err = os.Rename(path+"~", path)
+	}
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	return path
+}
+
+// Import makes images known, as long as the agent runs.
+func (a *Agent) Import(images ...*Image) {
+	a.tb.Helper()
+	a.Write("images/"+strconv.FormatUint(rand.Uint64(), 36)+".tar", Archive(images...))
+	for _, i := range images {
+		a.Eventually(20*time.Second, "image "+i.Ref, func() bool {
+			list, _ := a.Images(a.tb.Context())
+			for _, have := range list {
+				if have.Name == i.Ref {
+					return true
+				}
+			}
+			return false
+		})
+	}
+}
+
+// Eventually waits until something is so.
+func (a *Agent) Eventually(limit time.Duration, what string, is func() bool) {
+	a.tb.Helper()
+	for begin := time.Now(); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Since(begin) > limit {
+			a.tb.Fatalf("%s: not within %v", what, limit)
+		}
+		select {
+		case <-a.exited:
+			a.tb.Fatalf("%s: the agent has ended", what)
+		default:
+		}
+	}
+}
+
+// Run runs another applet of the same build, as kanto-cm, with this agent.
+func (a *Agent) Run(applet string, args ...string) (stdout, stderr string, code int) {
+	a.tb.Helper()
+	cmd := exec.CommandContext(a.tb.Context(), a.program, append([]string{applet, "--host", a.Socket}, args...)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+		a.tb.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// PSS is the memory that a process has, with its share of what it has together with others, in bytes.
+func PSS(tb testing.TB, pid int) int {
+	tb.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	match := regexp.MustCompile(`(?m)^Pss: +(\d+) kB`).FindStringSubmatch(string(text))
+	if match == nil {
+		tb.Fatalf("no Pss in %s", text)
+	}
+	kb, _ := strconv.Atoi(match[1])
+	return kb << 10
+}
+
+// remove ends the agent and everything that it has begun.
+func (a *Agent) remove() {
+	if a.tb.Failed() {
+		log := a.Log()
+		a.tb.Logf("the agent said:\n%s", log[max(0, len(log)-20000):])
+	}
+	if a.cmd != nil {
+		a.Terminate()
+	}
+	a.Client.Close()
+	// Containers and networks outlive agents; the end of containerd sees to the former.
+	for _, s := range a.Containerd.Shims() {
+		syscall.Kill(s.Pid, syscall.SIGKILL)
+	}
+	exec.Command("ip", "link", "del", a.Bridge).Run()
+	exec.Command("nft", "delete", "table", "inet", "sdvbox-"+a.Bridge).Run()
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
+		if path := strings.Fields(line)[1]; strings.HasPrefix(path, a.Dir+"/") {
+			unix.Unmount(path, unix.MNT_DETACH)
+		}
+	}
+	if err := os.RemoveAll(a.Dir); err != nil {
+		a.tb.Errorf("the agent has left something behind: %v", err)
+	}
+}
