@@ -39,7 +39,7 @@ func (m *machine) Prepare(ctx context.Context, c *ctrmodel.Container) error {
 }
 
 func (m *machine) Discard(ctx context.Context, c *ctrmodel.Container) error {
-	if err := unlessGone(m.Client.Snapshots.Remove(ctx, snapshotOf(c.ID))); err != nil {
+	if err := unlessGone(m.Client.Snapshots.Remove(containerd.WithLease(ctx, m.Lease), snapshotOf(c.ID))); err != nil {
 		return err
 	}
 	if con, err := m.console(c); err == nil {
