@@ -34,8 +34,7 @@ import (
 )
 
 const (
-	apiVersion = "1.0.0"
-	farewell   = 3 * time.Second // that calls under way get when the agent ends
+	farewell = 3 * time.Second // that calls under way get when the agent ends
 )
 
 func run(ctx context.Context, c *applet.Call) error {
@@ -99,7 +98,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 		return err
 	}
 	server := grpc.NewServer()
-	cmapi.Register(server, engine, cmapi.ProjectInfo{Version: applet.Version, APIVersion: apiVersion, GitCommit: applet.Commit})
+	cmapi.Register(server, api{engine, store}, cmapi.ProjectInfo{Version: applet.Version, APIVersion: cmapi.Version, GitCommit: applet.Commit, BuildTime: "unknown"})
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

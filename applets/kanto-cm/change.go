@@ -158,6 +158,21 @@ func (s *Access) remove() applet.Command {
 	}
 }
 
+func (s *Access) deploy() applet.Command {
+	return applet.Command{
+		Name:        "deploy",
+		Summary:     "apply the descriptors of containers again",
+		Description: "Containers that are missing, stopped or different from their descriptor become as described there. Others stay as they are.",
+		Options:     func() any { return &struct{ *Access }{s} },
+		Run: func(ctx context.Context, c *applet.Call) error {
+			if len(c.Args) > 0 {
+				return usage("unexpected argument %q", c.Args[0])
+			}
+			return s.run(ctx, func(client *cmapi.Client) error { return client.Deploy(ctx) })
+		},
+	}
+}
+
 func (s *Access) update() applet.Command {
 	type options struct {
 		Target

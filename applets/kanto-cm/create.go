@@ -26,7 +26,7 @@ type createOptions struct {
 	RetryTimeout      int64    `long:"rp-to" value-name:"SECONDS" description:"the longest pause between restarts of on-failure"`
 	Devices           list     `long:"devices" value-name:"HOST:CONTAINER[:rwm]" description:"devices of the host, with commas"`
 	Ports             list     `long:"ports" value-name:"[IP:]HOST[-END]:CONTAINER[/PROTO]" description:"ports that the host listens on, with commas"`
-	Network           string   `long:"network" choice:"bridge" choice:"host" description:"network"`
+	Network           string   `long:"network" choice:"bridge" choice:"host" choice:"none" description:"network: that of containers, that of the host, or only a loopback"`
 	ExtraHosts        list     `long:"hosts" value-name:"NAME:ADDRESS" description:"lines for the hosts file, with commas; also NAME:host_ip, NAME:host_ip_INTERFACE and NAME:container_HOSTNAME"`
 	ExtraCapabilities list     `long:"cap-add" value-name:"CAP_NAME" description:"further capabilities, with commas"`
 	Mounts            list     `long:"mp" value-name:"SOURCE:DESTINATION[:MODE]" description:"directories and files of the host, with commas; the mode is ro or how mounts spread"`

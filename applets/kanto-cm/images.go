@@ -4,6 +4,7 @@ package kantocm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -57,19 +58,27 @@ func (s *Access) images() applet.Command {
 }
 
 func (s *Access) pull() applet.Command {
+	type options struct {
+		*Access
+		Refresh bool `long:"refresh" description:"ask the registry also if the image is here: its name may stand for another one now"`
+	}
 	return applet.Command{
 		Name:        "pull",
 		Summary:     "get an image from its registry",
 		Description: "An image that is here already is not asked for again. An interrupted pull goes on where it was when it is repeated.",
 		Args:        "IMAGE",
-		Options:     func() any { return &struct{ *Access }{s} },
+		Options:     func() any { return &options{Access: s} },
 		Run: func(ctx context.Context, c *applet.Call) error {
 			if len(c.Args) != 1 {
 				return usage("expected one image")
 			}
 			return s.run(ctx, func(client *cmapi.Client) error {
+				pull := client.Pull
+				if c.Options.(*options).Refresh {
+					pull = client.Refresh
+				}
 				bar := newBar(c.Stderr)
-				image, err := client.Pull(ctx, c.Args[0], bar.show)
+				image, err := pull(ctx, c.Args[0], bar.show)
 				bar.end()
 				switch {
 				case err != nil:
@@ -79,6 +88,27 @@ func (s *Access) pull() applet.Command {
 				}
 				_, err = fmt.Fprintf(c.Stdout, "%s@%s\n", image.Name, image.Digest)
 				return err
+			})
+		},
+	}
+}
+
+func (s *Access) removeImage() applet.Command {
+	return applet.Command{
+		Name:    "remove-image",
+		Summary: "remove images that no container needs",
+		Args:    "IMAGE...",
+		Options: func() any { return &struct{ *Access }{s} },
+		Run: func(ctx context.Context, c *applet.Call) error {
+			if len(c.Args) == 0 {
+				return usage("expected an image")
+			}
+			return s.run(ctx, func(client *cmapi.Client) error {
+				var errs []error
+				for _, name := range c.Args {
+					errs = append(errs, client.RemoveImage(ctx, name))
+				}
+				return errors.Join(errs...)
 			})
 		},
 	}

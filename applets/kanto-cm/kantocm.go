@@ -40,8 +40,8 @@ type Access struct {
 func Command() applet.Command {
 	s := &Access{Host: defaultHost}
 	commands := []applet.Command{
-		s.create(), s.get(), s.list(), s.logs(), s.remove(), s.rename(), s.start(), s.stop(), s.restart(), s.pause(), s.unpause(),
-		s.update(), s.exec(), s.stats(), s.events(), s.pull(), s.images(), s.sysinfo(),
+		s.create(), s.get(), s.list(), s.logs(), s.remove(), s.rename(), s.start(), s.attach(), s.stop(), s.restart(), s.pause(), s.unpause(),
+		s.update(), s.exec(), s.stats(), s.events(), s.pull(), s.images(), s.removeImage(), s.deploy(), s.sysinfo(),
 	}
 	for i := range commands {
 		commands[i].Exit = append([]applet.ExitCode{

@@ -149,6 +149,15 @@ func (f *fake) image() ctrmodel.StoredImage {
 	return ctrmodel.StoredImage{Name: "host/one:1", Digest: "sha256:0123456789abcdef", Size: 5 << 20, Created: time.Unix(0, 0), Used: true}
 }
 
+func (f *fake) Refresh(_ context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	return f.image(), f.note("refresh %s", name)
+}
+
+func (f *fake) RemoveImage(_ context.Context, name string) error {
+	return f.note("remove image %s", name)
+}
+func (f *fake) Deploy(context.Context) error { return f.note("deploy") }
+
 func (f *fake) Images(context.Context) ([]ctrmodel.StoredImage, error) {
 	return []ctrmodel.StoredImage{f.image()}, nil
 }
@@ -251,13 +260,22 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"pull host/one:1", 0, "", "host/one:1@sha256:0123456789abcdef\n", "downloading\nunpacking\n"},
 		{"pull host/two:1", 1, "", "", "credentials"},
 		{"pull", 2, "", "", "one image"},
-		{"sysinfo", 0, "", "Engine v1.2, API v1.0.0, [git commit: abc, build time: unknown]\nCLI    vdevel, API vunknown, [git commit: unknown, build time: unknown]\n", ""},
+		{"pull --refresh host/one:1", 0, "refresh host/one:1", "host/one:1@sha256:0123456789abcdef\n", ""},
+		{"remove-image host/a:1 host/b:1", 0, "remove image host/a:1; remove image host/b:1", "", ""},
+		{"remove-image", 2, "", "", "an image"},
+		{"deploy", 0, "deploy", "", ""},
+		{"deploy id1", 2, "", "", "id1"},
+		{"attach id2", 1, "", "", "does not run"},
+		{"logs id1 --since 2024-05-01T10:00:00.2Z", 0, "logs id1 {Tail:-1 Follow:false}", "", "grün <\n"},
+		{"logs id1 --since 1h -t 5", 0, "logs id1 {Tail:5 Follow:false}", "", ""},
+		{"logs id1 --since yesterday", 2, "", "", "10m"},
+		{"sysinfo", 0, "", "Engine v1.2, API v1.0.0, (build abc unknown) \nCLI vdevel, API v1.0.0, (build unknown unknown) \n", ""},
 		{"create", 2, "", "", "image"},
 		{"create -f /none host/one:1", 2, "", "", "not both"},
 		{"create -f /none --rp always", 2, "", "", "not both"},
 		{"create --ports 80 host/one:1", 2, "", "", "port mapping"},
 		{"create --name .x host/one:1", 2, "", "", "container_name"},
-		{"create --network none host/one:1", 2, "", "", "none"},
+		{"create --network some host/one:1", 2, "", "", "none"},
 		{"create --memory 1 host/one:1", 2, "", "", "size"},
 		{"bogus", 2, "", "", "bogus"},
 	} {
@@ -320,7 +338,7 @@ func TestResultsAreTablesOrJSON(t *testing.T) {
 		t.Fatalf("got %q", out)
 	}
 	for i, want := range map[int]string{
-		1: "ID|Name|Image|Status|Finished At|Exit Code", 3: "id1|one|host/one:1|Running||0", 4: "id2|two|host/two:1|Exited|1970-01-01T00:00:01Z|5",
+		1: "ID|Name|Image|Status|Finished At|Exit Code|", 3: "id1|one|host/one:1|Running||0|", 4: "id2|two|host/two:1|Exited|1970-01-01T00:00:01Z|5|",
 	} {
 		cells := strings.Split(lines[i], "|")
 		for j := range cells {

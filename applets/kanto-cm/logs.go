@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"sdvbox/platform/applet"
 )
@@ -16,7 +17,8 @@ type logWriter struct {
 	stdout, stderr *bufio.Writer
 	last           *bufio.Writer // that was written to; the order of the two counts
 	json, times    bool
-	follow         bool    // nothing waits for more
+	follow         bool // nothing waits for more
+	since          time.Time
 	begun          [2]bool // a line of stdout and of stderr that is not over
 }
 
@@ -27,12 +29,27 @@ func newLogWriter(c *applet.Call, times, follow bool) *logWriter {
 
 // line takes one line of the log file.
 func (w *logWriter) line(line []byte) error {
+	var entry logEntry
+	if !w.json || !w.since.IsZero() {
+		if err := json.Unmarshal(line, &entry); err != nil {
+			return fmt.Errorf("line of the log: %w", err)
+		}
+	}
+	if !w.since.IsZero() {
+		at, err := time.Parse(time.RFC3339, entry.Time)
+		if err != nil {
+			return fmt.Errorf("line of the log: %w", err)
+		}
+		if at.Before(w.since) {
+			return nil
+		}
+	}
 	var err error
 	if w.json {
 		w.stdout.Write(line)
 		err = w.stdout.WriteByte('\n')
 	} else {
-		err = w.text(line)
+		err = w.text(entry)
 	}
 	if w.follow && err == nil {
 		err = w.last.Flush()
@@ -40,11 +57,9 @@ func (w *logWriter) line(line []byte) error {
 	return err
 }
 
-func (w *logWriter) text(line []byte) error {
-	var entry struct{ Stream, Log, Time string }
-	if err := json.Unmarshal(line, &entry); err != nil {
-		return fmt.Errorf("line of the log: %w", err)
-	}
+type logEntry struct{ Stream, Log, Time string }
+
+func (w *logWriter) text(entry logEntry) error {
 	out, begun := w.stdout, &w.begun[0]
 	if entry.Stream == "stderr" {
 		out, begun = w.stderr, &w.begun[1]
@@ -65,3 +80,20 @@ func (w *logWriter) text(line []byte) error {
 }
 
 func (w *logWriter) flush() error { return w.last.Flush() }
+
+// since is a time, or how long ago that is.
+type since time.Time
+
+// UnmarshalFlag sets s from the command line.
+func (s *since) UnmarshalFlag(text string) error {
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		*s = since(time.Now().Add(-d))
+		return nil
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return fmt.Errorf("%q: expected 10m or 2024-05-01T10:00:00Z", text)
+	}
+	*s = since(at)
+	return nil
+}

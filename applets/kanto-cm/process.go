@@ -38,14 +38,38 @@ func (s *Access) start() applet.Command {
 				if !o.Attach && !o.Interactive {
 					return client.Start(ctx, found.ID)
 				}
-				return startAttached(ctx, c, client, found, o.Interactive)
+				return attached(ctx, c, client, found, o.Interactive, true)
 			})
 		},
 	}
 }
 
-// startAttached is not over before the output and the process have ended.
-func startAttached(ctx context.Context, c *applet.Call, client *cmapi.Client, found *ctrmodel.Container, input bool) error {
+func (s *Access) attach() applet.Command {
+	type options struct {
+		Target
+		Interactive bool `long:"i" description:"pass on standard input"`
+	}
+	return applet.Command{
+		Name:        "attach",
+		Summary:     "show the output of a container that runs until it ends, and exit as the container does",
+		Description: "An interrupt ends only this command: the container goes on.",
+		Args:        "[ID]",
+		Options:     func() any { return &options{Target: Target{Access: s}} },
+		Exit:        []applet.ExitCode{{Code: 255, Meaning: "0 to 255: as the container"}},
+		Run: func(ctx context.Context, c *applet.Call) error {
+			o := c.Options.(*options)
+			return o.simple(ctx, c.Args, func(client *cmapi.Client, found *ctrmodel.Container) error {
+				if !found.State.HasProcess() {
+					return fmt.Errorf("container %s does not run: start --a starts it", found.Name)
+				}
+				return attached(ctx, c, client, found, o.Interactive, false)
+			})
+		},
+	}
+}
+
+// attached is not over before the output and the process have ended.
+func attached(ctx context.Context, c *applet.Call, client *cmapi.Client, found *ctrmodel.Container, input, start bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	exits, ready := make(chan int64, 1), make(chan error, 1)
@@ -73,8 +97,10 @@ func startAttached(ctx context.Context, c *applet.Call, client *cmapi.Client, fo
 	case err := <-ended:
 		return or(err, "the container does not let its output be seen")
 	}
-	if err := client.Start(ctx, found.ID); err != nil {
-		return err
+	if start {
+		if err := client.Start(ctx, found.ID); err != nil {
+			return err
+		}
 	}
 	_ = unix.Kill(os.Getpid(), unix.SIGWINCH) // only now there is a terminal to have a size
 	if err := <-ended; err != nil {
@@ -192,21 +218,30 @@ func CtrExec() applet.Command {
 func (s *Access) logs() applet.Command {
 	type options struct {
 		Target
-		Tail       int  `short:"t" long:"tail" value-name:"N" description:"the last N lines, -1 for all"`
-		Follow     bool `short:"f" long:"follow" description:"then show what comes until the container is removed"`
-		Timestamps bool `long:"timestamps" description:"with the time of each line"`
+		Tail       *int  `short:"t" long:"tail" value-name:"N" description:"the last N lines, -1 for all; default: 100, or all with --since"`
+		Since      since `long:"since" value-name:"TIME" description:"not what is older: 10m, or a time as 2024-05-01T10:00:00Z"`
+		Follow     bool  `short:"f" long:"follow" description:"then show what comes until the container is removed"`
+		Timestamps bool  `long:"timestamps" description:"with the time of each line"`
 	}
 	return applet.Command{
 		Name:        "logs",
 		Summary:     "show what a container has written",
 		Description: `What it wrote to standard error is written there. With --output json the lines are as in the log file: objects with "stream", "log" and "time".`,
 		Args:        "[ID]",
-		Options:     func() any { return &options{Target: Target{Access: s}, Tail: 100} },
+		Options:     func() any { return &options{Target: Target{Access: s}} },
 		Run: func(ctx context.Context, c *applet.Call) error {
 			o := c.Options.(*options)
+			tail := 100
+			switch {
+			case o.Tail != nil:
+				tail = max(*o.Tail, -1)
+			case !time.Time(o.Since).IsZero():
+				tail = -1
+			}
 			return o.simple(ctx, c.Args, func(client *cmapi.Client, found *ctrmodel.Container) error {
 				out := newLogWriter(c, o.Timestamps, o.Follow)
-				err := client.Logs(ctx, found.ID, ctrmodel.LogOptions{Tail: max(o.Tail, -1), Follow: o.Follow}, out.line)
+				out.since = time.Time(o.Since)
+				err := client.Logs(ctx, found.ID, ctrmodel.LogOptions{Tail: tail, Follow: o.Follow}, out.line)
 				return errors.Join(err, out.flush())
 			})
 		},

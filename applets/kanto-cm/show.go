@@ -127,14 +127,14 @@ func writeTable(w io.Writer, list []*ctrmodel.Container) error {
 	var b strings.Builder
 	row := func(cells ...string) {
 		for i, width := range []int{37, 37, 60, 10, 32, 10} {
-			fmt.Fprintf(&b, "%s%-*s\t", []string{"", "|"}[min(i, 1)], width, cells[i])
+			fmt.Fprintf(&b, "%-*s%s|", width, cells[i], map[bool]string{true: "\t"}[width != 32])
 		}
 		b.WriteByte('\n')
 	}
 	b.WriteByte('\n')
 	row("ID", "Name", "Image", "Status", "Finished At", "Exit Code")
 	dash := func(n int) string { return strings.Repeat("-", n) }
-	row(dash(37), dash(37), dash(60), dash(10), dash(32), dash(10))
+	row(dash(37), dash(37), dash(60), dash(10), dash(30), dash(10))
 	for _, c := range list {
 		row(c.ID, plain(c.Name), plain(c.Image.Name), c.State.Status.String(), c.State.FinishedAt, strconv.FormatInt(c.State.ExitCode, 10))
 	}
@@ -162,11 +162,11 @@ func (s *Access) sysinfo() applet.Command {
 				if err != nil {
 					return err
 				}
-				engine, cli := About{i.Version, i.APIVersion, i.GitCommit, i.BuildTime}, About{Version: applet.Version, Commit: applet.Commit}
+				engine, cli := About{i.Version, i.APIVersion, i.GitCommit, i.BuildTime}, About{Version: applet.Version, APIVersion: cmapi.Version, Commit: applet.Commit}
 				if c.JSON {
 					return printJSON(c, map[string]About{"engine": engine, "cli": cli})
 				}
-				_, err = fmt.Fprintf(c.Stdout, "Engine %s\nCLI    %s\n", engine, cli)
+				_, err = fmt.Fprintf(c.Stdout, "Engine %s\nCLI %s\n", engine, cli)
 				return err
 			})
 		},
@@ -175,5 +175,5 @@ func (s *Access) sysinfo() applet.Command {
 
 func (a About) String() string {
 	unknown := func(text string) string { return plain(cmp.Or(text, "unknown")) }
-	return fmt.Sprintf("v%s, API v%s, [git commit: %s, build time: %s]", unknown(a.Version), unknown(a.APIVersion), unknown(a.Commit), unknown(a.BuildTime))
+	return fmt.Sprintf("v%s, API v%s, (build %s %s) ", unknown(a.Version), unknown(a.APIVersion), unknown(a.Commit), unknown(a.BuildTime))
 }

@@ -268,8 +268,16 @@ func (c *Client) Stats(ctx context.Context, ids ...string) ([]ctrmodel.Stats, er
 	return convert(answer.Stats, (*stats).model), err
 }
 
-func (c *Client) Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (image ctrmodel.StoredImage, err error) {
-	err = receive(ctx, c, extraService+"Pull", &pullRequest{name}, func(r *pullResponse) error {
+func (c *Client) Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	return c.pull(ctx, &pullRequest{Name: name}, progress)
+}
+
+func (c *Client) Refresh(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	return c.pull(ctx, &pullRequest{name, true}, progress)
+}
+
+func (c *Client) pull(ctx context.Context, r *pullRequest, progress func(ctrmodel.Progress)) (image ctrmodel.StoredImage, err error) {
+	err = receive(ctx, c, extraService+"Pull", r, func(r *pullResponse) error {
 		if r.Image != nil {
 			image = r.Image.model()
 		} else {
@@ -284,4 +292,12 @@ func (c *Client) Images(ctx context.Context) ([]ctrmodel.StoredImage, error) {
 	var answer imagesResponse
 	err := c.call(ctx, extraService+"Images", &protobuf.Empty{}, &answer)
 	return convert(answer.Images, (*storedImage).model), err
+}
+
+func (c *Client) RemoveImage(ctx context.Context, name string) error {
+	return c.call(ctx, extraService+"RemoveImage", &removeImageRequest{name}, &protobuf.Empty{})
+}
+
+func (c *Client) Deploy(ctx context.Context) error {
+	return c.call(ctx, extraService+"Deploy", &protobuf.Empty{}, &protobuf.Empty{})
 }

@@ -19,6 +19,9 @@ const (
 	extraService      = "/sdvbox.containers.v1.Containers/"
 )
 
+// Version is that of the API.
+const Version = "1.0.0"
+
 // ProjectInfo is which engine it is.
 type ProjectInfo struct {
 	Version    string

@@ -177,6 +177,15 @@ func (f *fake) Pull(_ context.Context, name string, progress func(ctrmodel.Progr
 	return ctrmodel.StoredImage{Name: name, Digest: "sha256:1", Size: 7, Created: time.Unix(9, 0).UTC(), Used: true}, f.pull(progress)
 }
 
+func (f *fake) Refresh(_ context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	return ctrmodel.StoredImage{Name: name, Digest: "sha256:2"}, f.note("refresh %s", name)
+}
+
+func (f *fake) RemoveImage(_ context.Context, name string) error {
+	return f.note("remove image %s", name)
+}
+func (f *fake) Deploy(context.Context) error { return f.note("deploy") }
+
 func (f *fake) Images(context.Context) ([]ctrmodel.StoredImage, error) {
 	return []ctrmodel.StoredImage{{Name: "a"}, {Name: "b", Size: 1}}, f.note("images")
 }
@@ -380,7 +389,7 @@ func TestManualHasTheMessagesOfTheSecondService(t *testing.T) {
 	}
 	for name, message := range map[string]any{
 		"Event": event{}, "StatsRequest": statsRequest{}, "StatsResponse": statsResponse{}, "Stats": stats{},
-		"ExecRequest": execRequest{}, "ExecResponse": execResponse{}, "PullRequest": pullRequest{}, "PullResponse": pullResponse{},
+		"ExecRequest": execRequest{}, "ExecResponse": execResponse{}, "PullRequest": pullRequest{}, "RemoveImageRequest": removeImageRequest{}, "PullResponse": pullResponse{},
 		"ImagesResponse": imagesResponse{}, "Image": storedImage{}, "FollowLogsRequest": logsRequest{}, "FollowLogsResponse": logsResponse{},
 	} {
 		_, text, _ := strings.Cut(string(manual), "\nmessage "+name+" {\n")
@@ -466,7 +475,7 @@ func TestRequestsHaveTheirNumbers(t *testing.T) {
 			"\n\x01a\x12\x01b\x1a\x01c\"\x01d*\x01e0\x01@\x01R\x01f"},
 		{&execRequest{Privileged: true, Finish: true, Window: &windowSize{}}, "8\x01X\x01b\x00"},
 		{&execResponse{[]byte("a"), []byte("b"), &three}, "\n\x01a\x12\x01b\x18\x03"},
-		{&pullRequest{"a"}, "\n\x01a"},
+		{&pullRequest{"a", true}, "\n\x01a\x10\x01"},
 		{&pullResponse{"a", 2, 3, &storedImage{"a", "b", 3, &protobuf.Timestamp{}, true}},
 			"\n\x01a\x10\x02\x18\x03\"\x0c\n\x01a\x12\x01b\x18\x03\"\x00(\x01"},
 		{&imagesResponse{[]*storedImage{{}}}, "\n\x00"},
@@ -562,7 +571,10 @@ func TestErrorsKeepTheirKinds(t *testing.T) {
 				return err
 			},
 			func() error { _, err := c.Pull(t.Context(), "a", nil); return err },
+			func() error { _, err := c.Refresh(t.Context(), "a", nil); return err },
 			func() error { _, err := c.Images(t.Context()); return err },
+			func() error { return c.RemoveImage(t.Context(), "a") },
+			func() error { return c.Deploy(t.Context()) },
 			func() error { _, err := c.Stats(t.Context(), "a"); return err },
 			func() error { _, err := c.Stats(t.Context()); return err },
 		} {
@@ -848,6 +860,15 @@ func TestPullTellsHowFarItIs(t *testing.T) {
 	images, err := c.Images(t.Context())
 	if want := []ctrmodel.StoredImage{{Name: "a"}, {Name: "b", Size: 1}}; err != nil || !slices.Equal(images, want) {
 		t.Errorf("%v, got %+v, want %+v", err, images, want)
+	}
+	if image, err := c.Refresh(t.Context(), "registry.example/a:1", nil); err != nil || image.Digest != "sha256:2" {
+		t.Errorf("%v, got %+v", err, image)
+	}
+	if err := errors.Join(c.RemoveImage(t.Context(), "registry.example/a:1"), c.Deploy(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"pull registry.example/a:1", "images", "refresh registry.example/a:1", "remove image registry.example/a:1", "deploy"}; !slices.Equal(f.noted(), want) {
+		t.Errorf("the engine was asked %q, want %q", f.noted(), want)
 	}
 }
 

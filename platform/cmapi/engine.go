@@ -37,5 +37,12 @@ type Engine interface {
 
 	// Pull makes sure that an image is here. It does not call progress after it has returned.
 	Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
+	// Refresh is Pull that asks the registry what the name stands for now.
+	Refresh(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
 	Images(ctx context.Context) ([]ctrmodel.StoredImage, error)
+	// RemoveImage removes an image that no container needs.
+	RemoveImage(ctx context.Context, name string) error
+
+	// Deploy applies all descriptors of containers again.
+	Deploy(ctx context.Context) error
 }

@@ -56,6 +56,10 @@ type (
 		ExitCode *int32 `pb:"3"` // in the last one
 	}
 	pullRequest struct {
+		Name    string `pb:"1"`
+		Refresh bool   `pb:"2"`
+	}
+	removeImageRequest struct {
 		Name string `pb:"1"`
 	}
 	pullResponse struct {
@@ -162,7 +166,11 @@ func (v server) exec(ctx context.Context, first *execRequest, st *grpc.ServerStr
 }
 
 func (v server) pull(ctx context.Context, r *pullRequest, st *grpc.ServerStream) error {
-	image, err := v.engine.Pull(ctx, r.Name, func(p ctrmodel.Progress) {
+	pull := v.engine.Pull
+	if r.Refresh {
+		pull = v.engine.Refresh
+	}
+	image, err := pull(ctx, r.Name, func(p ctrmodel.Progress) {
 		_ = st.Send(&pullResponse{Phase: p.Phase, Done: p.Done, Total: p.Total}) // a client that is gone ends the context
 	})
 	if err != nil {

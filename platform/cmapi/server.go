@@ -42,6 +42,10 @@ func Register(s *grpc.Server, e Engine, info ProjectInfo) {
 
 	s.Unary(extraService+"Stats", unary(v.stats))
 	s.Unary(extraService+"Images", unary(v.images))
+	s.Unary(extraService+"RemoveImage", unary(func(ctx context.Context, r *removeImageRequest) (*protobuf.Empty, error) {
+		return done(e.RemoveImage(ctx, r.Name))
+	}))
+	s.Unary(extraService+"Deploy", unary(func(ctx context.Context, _ *protobuf.Empty) (*protobuf.Empty, error) { return done(e.Deploy(ctx)) }))
 	s.Stream(extraService+"Events", stream(v.events))
 	s.Stream(extraService+"FollowLogs", stream(v.followLogs))
 	s.Stream(extraService+"Exec", stream(v.exec))
