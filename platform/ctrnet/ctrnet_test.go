@@ -84,9 +84,9 @@ func setUpHost(run func() int) int {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "out0"
 	check(netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "in0", PeerNamespace: netlink.NsFd(fd)}))
-	here, err := netlink.NewHandle()
+	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	check(err)
-	there, err := netlink.NewHandleAt(netns.NsHandle(fd))
+	there, err := netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE)
 	check(err)
 	check(os.WriteFile("/proc/sys/net/ipv6/conf/out0/accept_dad", []byte("0"), 0))
 	up := func(h *netlink.Handle, name string, addrs ...string) {

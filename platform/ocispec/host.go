@@ -87,7 +87,10 @@ func limits(r ctrmodel.Resources, h Host, live bool) (*specs.LinuxResources, err
 		}
 	}
 	set(&all.Memory.Limit, memory)
-	set(&all.Memory.Reservation, reservation)
+	if set(&all.Memory.Reservation, reservation); h.CgroupV2 && reservation < 0 && live {
+		// There it is what the container is sure of, and no limit would be all that there is.
+		all.Memory.Reservation, all.Unified = nil, map[string]string{"memory.low": "0"}
+	}
 	if h.Swap {
 		set(&all.Memory.Swap, swap)
 		if memory >= 0 {
