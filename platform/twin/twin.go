@@ -20,13 +20,16 @@ import (
 )
 
 // Topics between the connector and the gateway thing's own programs. What a
-// request on RequestTopic carries does not matter.
+// request on RequestTopic carries does not matter; EmptyRequest is usual.
 const (
 	RequestTopic  = "edge/thing/request"  // asks which thing this is
 	ResponseTopic = "edge/thing/response" // see DecodeIdentity
 	EventTopic    = "e"                   // what a Feature encodes
 	CommandTopics = "command///req/#"     // filter of what Feature.Decode takes
 )
+
+// EmptyRequest is an envelope with nothing in it.
+const EmptyRequest = `{"topic":"","headers":null,"path":""}`
 
 const commandPrefix = "command///req/"
 
@@ -88,11 +91,11 @@ type headers struct {
 const contentJSON = "application/json"
 
 // Describe encodes the message that makes the feature, with a definition such
-// as "namespace:Name:1.0.0" and its first properties.
+// as "namespace:Name:1.0.0" and its first properties, nil for none.
 func (f Feature) Describe(definition string, properties any) ([]byte, error) {
 	return f.encode("twin/commands/modify", "", headers{}, struct {
 		Definition []string `json:"definition"`
-		Properties any      `json:"properties"`
+		Properties any      `json:"properties,omitempty"`
 	}{[]string{definition}, properties})
 }
 
@@ -118,11 +121,11 @@ func (f Feature) encode(topic, path string, h headers, value any) ([]byte, error
 }
 
 type envelope struct {
-	Topic   string  `json:"topic"`
-	Headers headers `json:"headers"`
-	Path    string  `json:"path"`
-	Value   any     `json:"value,omitempty"`
-	Status  int     `json:"status,omitempty"`
+	Topic   string `json:"topic"`
+	Headers any    `json:"headers"`
+	Path    string `json:"path"`
+	Value   any    `json:"value,omitempty"`
+	Status  int    `json:"status,omitempty"`
 }
 
 func encode(e envelope) ([]byte, error) {
