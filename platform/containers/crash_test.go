@@ -4,8 +4,10 @@ package containers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"syscall"
 	"testing"
@@ -14,29 +16,29 @@ import (
 	"sdvbox/platform/ctrmodel"
 )
 
-// mortal is the backend of an agent that is killed at one of its calls: it never comes back from it, and does no more.
+// mortal is the backend, and the store, of an agent that is killed at one of its steps: it never comes back from it, and does
+// no more.
 type mortal struct {
 	*fake
-	mu     sync.Mutex
-	left   int  // calls that change something before the last one
-	effect bool // of that one
+	mu     sync.Mutex // of a step
+	left   int        // steps that change something before the last one
+	effect bool       // of that one
 	dead   chan struct{}
 }
 
 func (m *mortal) step(do func() error) error {
 	m.mu.Lock()
-	m.left--
-	left := m.left
-	m.mu.Unlock()
-	if left > 0 {
+	if m.left--; m.left > 0 {
+		defer m.mu.Unlock()
 		return do()
 	}
-	if left == 0 {
+	if m.left == 0 {
 		if m.effect {
 			do()
 		}
 		close(m.dead)
 	}
+	m.mu.Unlock()
 	select {}
 }
 
@@ -64,6 +66,55 @@ func (m *mortal) Discard(ctx context.Context, c *ctrmodel.Container) error {
 	return m.step(func() error { return m.fake.Discard(ctx, c) })
 }
 
+// killed runs an engine that does something, and is killed at a step: one of do, or from its very start on. It is no
+// longer when killed returns; if there are not so many steps, that is false.
+func (r *rig) killed(cut int, effect, fromStart bool, do func(e *Engine) error) bool {
+	r.t.Helper()
+	m := &mortal{fake: r.fake, left: 1 << 30, effect: effect, dead: make(chan struct{})}
+	e, err := newEngine(r.cfg, m)
+	r.must(err)
+	e.Log = slog.New(slog.DiscardHandler)
+	e.times = times{connect: time.Second, retry: 5 * time.Millisecond, call: time.Minute}
+	e.store.guard = m.step
+	if fromStart {
+		m.left = cut
+	}
+	ctx, end := context.WithCancel(context.Background())
+	defer end()
+	ran := make(chan struct{})
+	go func() {
+		e.Run(ctx) // never ends when it is killed
+		close(ran)
+	}()
+	ended := make(chan error, 1)
+	go func() {
+		if err := e.Known(ctx); err != nil {
+			return
+		}
+		if !fromStart {
+			m.mu.Lock()
+			m.left = cut
+			m.mu.Unlock()
+		}
+		ended <- do(e)
+	}()
+	select {
+	case err := <-ended:
+		r.must(err)
+		end()
+		select {
+		case <-ran:
+			return false
+		case <-m.dead: // in what it did by itself
+		}
+	case <-m.dead:
+	case <-time.After(10 * time.Second):
+		r.t.Fatal("neither killed nor at the end")
+	}
+	e.end() // what has not been held up yet
+	return true
+}
+
 func TestAgentKilledAtEachStep(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -81,14 +132,10 @@ func TestAgentKilledAtEachStep(t *testing.T) {
 		"restart":            {ctrmodel.Running, func(e *Engine) error { return e.Restart(ctx, "id", force) }, ctrmodel.Running},
 		"remove":             {ctrmodel.Running, func(e *Engine) error { return e.Remove(ctx, "id", true, force) }, ctrmodel.Unknown},
 		"remove one at rest": {ctrmodel.Created, func(e *Engine) error { return e.Remove(ctx, "id", false, force) }, ctrmodel.Unknown},
-		"replace, never ended": {ctrmodel.Running, func(e *Engine) error {
-			_, err := e.Replace(ctx, "id", &ctrmodel.Container{Name: "a", Image: ctrmodel.Image{Name: busybox}})
-			return err
-		}, ctrmodel.Running},
 	}
 	for name, o := range orders {
-		for cut := 1; ; cut++ {
-			killed := false
+		for cut, killed := 1, true; killed; cut++ {
+			killed = false
 			for _, effect := range []bool{false, true} {
 				what := fmt.Sprintf("%s, killed at step %d, done: %v", name, cut, effect)
 				r := newRig(t)
@@ -99,58 +146,174 @@ func TestAgentKilledAtEachStep(t *testing.T) {
 					r.must(r.Start(ctx, "id"))
 				}
 				r.stop()
-
-				m := &mortal{fake: r.fake, left: 1 << 30, effect: effect, dead: make(chan struct{})}
-				e, err := newEngine(r.cfg, m)
-				r.must(err)
-				e.Log = slog.New(slog.DiscardHandler)
-				e.times = times{connect: time.Second, retry: 10 * time.Millisecond, call: time.Minute}
-				go e.Run(ctx) // never ends
-				for _, a := range e.list() {
-					<-a.looked
-				}
-				m.mu.Lock()
-				m.left = cut
-				m.mu.Unlock()
-				ended := make(chan error, 1)
-				go func() { ended <- o.do(e) }()
-				select {
-				case err := <-ended:
-					r.must(err)
-				case <-m.dead:
-					killed = true
-				}
-				if !killed {
-					e.end()
+				if !r.killed(cut, effect, false, o.do) {
 					continue
 				}
+				killed = true
 				r.start()
-				switch c, err := r.ByName(ctx, "a"); {
-				case o.to == ctrmodel.Unknown:
-					for end := time.Now().Add(5 * time.Second); len(r.list()) > 0; time.Sleep(time.Millisecond) {
-						if time.Now().After(end) {
-							t.Fatalf("%s: container is left", what)
+				r.must(r.Known(ctx))
+				gone := func() bool { _, err := r.Get(ctx, "id"); return err != nil }
+				// What had not been written down has not been asked for; what is half there, though, goes.
+				for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+					if gone() && (o.to == ctrmodel.Unknown) {
+						break
+					}
+					if !gone() {
+						if s := r.get("id").State.Status; s == o.to || s == o.from && cut == 1 && !effect || s == ctrmodel.Created && o.to == ctrmodel.Unknown {
+							break
 						}
 					}
-				case err != nil:
-					t.Fatalf("%s: %v", what, err)
-				default:
-					r.await(c.ID, o.to.String()+" after "+what, func(c *ctrmodel.Container) bool { return c.State.Status == o.to })
-				}
-				for _, a := range r.list() { // replaced ones
-					err := r.Remove(ctx, a.id, true, force)
-					if err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
-						t.Errorf("%s: %v", what, err)
+					if time.Now().After(end) {
+						t.Fatalf("%s: containers %+v", what, r.list())
 					}
+				}
+				if !gone() {
+					r.must(r.Remove(ctx, "id", true, force))
 				}
 				if left := r.fake.left(); len(left) > 0 {
 					t.Errorf("%s: left behind %v", what, left)
 				}
 				r.stop()
 			}
-			if !killed {
-				break
+		}
+	}
+}
+
+// Wherever the agent is killed while one container replaces another, and again while that is put right, never do both have a
+// process, and one of them is left, running, once the owner has acted.
+func TestAgentKilledAtEachStepOfASuccession(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	forward := func(owner string) func(e *Engine) error {
+		return func(e *Engine) error {
+			if _, err := e.Get(ctx, "old"); err == nil {
+				if _, err := e.Succeed(ctx, "old", owner, next()); err != nil {
+					return err
+				}
 			}
+			if err := e.Switch(ctx, "next"); err != nil {
+				return err
+			}
+			return e.Commit(ctx, "next")
+		}
+	}
+	back := func(e *Engine) error {
+		for _, s := range e.Successions("update") {
+			err := e.Abandon(ctx, s.ID)
+			if err != nil && ctrmodel.KindOf(err) == ctrmodel.FailedPrecondition {
+				err = e.Commit(ctx, s.ID)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	thereAndBack := func(e *Engine) error {
+		if _, err := e.Succeed(ctx, "old", "update", next()); err != nil {
+			return err
+		}
+		if err := e.Switch(ctx, "next"); err != nil {
+			return err
+		}
+		return e.Abandon(ctx, "next")
+	}
+	wait := func(*Engine) error { return nil }
+	type act func(*Engine) error
+	all := 0
+	for _, c := range []struct {
+		name        string
+		first, then act
+	}{
+		{"forward, then forward", forward("update"), forward("update")},
+		{"forward, then back", forward("update"), back},
+		{"there and back, then back", thereAndBack, back},
+		{"there and back, then forward", thereAndBack, forward("update")},
+		{"by the deployer, then nobody", forward(deployOwner), wait},
+		{"by the engine, then nobody", forward(""), wait},
+	} {
+		settled := func(r *rig, what string) {
+			t.Helper()
+			for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+				list, _ := r.List(ctx)
+				c, err := r.ByName(ctx, "seat")
+				if len(list) == 1 && err == nil && c.State.Running && len(r.fake.left()) == 1 {
+					break
+				}
+				if time.Now().After(end) {
+					for _, c := range list {
+						t.Logf("%s %+v", c.ID, c.State)
+					}
+					t.Fatalf("%s: %d containers, by name %v, successions %v, backend %v", what, len(list), err, r.successions, r.fake.left())
+				}
+			}
+			if r.fake.crowded() {
+				t.Fatalf("%s: both had a process", what)
+			}
+		}
+		for cut, more := 1, true; more; cut++ {
+			more = false
+			for _, effect := range []bool{false, true} {
+				again := 1 // each later step of the next agent, too
+				for {
+					what := fmt.Sprintf("%s, killed at step %d, done: %v", c.name, cut, effect)
+					r := newRig(t)
+					r.running("seat", policy(ctrmodel.RestartNever, 0), func(c *ctrmodel.Container) { c.ID = "old" })
+					r.stop()
+					r.fake.mu.Lock()
+					r.fake.alone = true
+					r.fake.mu.Unlock()
+					killed := r.killed(cut, effect, false, c.first)
+					more = more || killed
+					twice := false
+					if killed && os.Getenv("SDVBOX_LONG") == "1" {
+						twice = r.killed(again, effect, true, c.then)
+						what += fmt.Sprintf(" and again at %d", again)
+					}
+					r.start()
+					r.must(r.Known(ctx))
+					for end := time.Now().Add(5 * time.Second); r.fake.running() != 1; time.Sleep(time.Millisecond) {
+						if time.Now().After(end) {
+							t.Fatalf("%s: before anybody acts, %d processes", what, r.fake.running())
+						}
+					}
+					r.must(c.then(r.Engine))
+					settled(r, what)
+					r.stop()
+					all++
+					if again++; !twice {
+						break
+					}
+				}
+			}
+		}
+	}
+	t.Logf("%d runs", all)
+}
+
+func TestAgentKilledAtEachStepOfParking(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	for cut, more := 1, true; more; cut++ {
+		more = false
+		for _, effect := range []bool{false, true} {
+			r := newRig(t)
+			r.running("seat", func(c *ctrmodel.Container) { c.ID = "id" })
+			r.stop()
+			more = r.killed(cut, effect, false, func(e *Engine) error {
+				return errors.Join(e.Park(ctx, "id", "update"), e.Unpark(ctx, "id"))
+			}) || more
+			r.start()
+			r.must(r.Known(ctx))
+			if len(r.Parked("update")) > 0 {
+				r.steady("id", ctrmodel.Stopped)
+			} else {
+				r.awaitStatus("id", ctrmodel.Running)
+			}
+			r.must(r.Park(ctx, "id", "update"))
+			r.must(r.Unpark(ctx, "id"))
+			r.awaitStatus("id", ctrmodel.Running)
+			r.stop()
 		}
 	}
 }

@@ -25,6 +25,8 @@ type fake struct {
 	down  chan struct{} // closed to cut the connection
 	off   bool
 
+	alone    bool // there is to be one process at most
+	crowd    bool // there were more
 	imported []string
 	used     map[string]bool // when images were collected the last time
 
@@ -33,6 +35,8 @@ type fake struct {
 	launch  func(c *ctrmodel.Container) error
 	kill    func(id string, s syscall.Signal) (ends bool)
 	release func(id string) error
+	discard func(id string) error
+	slow    time.Duration // how long it takes to look at a container that runs
 }
 
 // box is what the fake has of a container.
@@ -93,6 +97,24 @@ func (f *fake) left() []string {
 	return slices.Collect(maps.Keys(f.boxes))
 }
 
+// running is how many processes there are.
+func (f *fake) running() (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, b := range f.boxes {
+		if b.task.Live() {
+			n++
+		}
+	}
+	return n
+}
+
+func (f *fake) crowded() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.crowd
+}
+
 // exit ends a process by itself.
 func (f *fake) exit(id string, code int64) {
 	f.mu.Lock()
@@ -136,8 +158,13 @@ func (f *fake) Look(_ context.Context, id string) (Actual, error) {
 	if err != nil {
 		return Actual{}, err
 	}
-	defer unlock()
 	b := f.boxes[id]
+	if b != nil && b.task.Live() && f.slow > 0 {
+		unlock()
+		time.Sleep(f.slow)
+		f.mu.Lock()
+	}
+	defer unlock()
 	if b == nil {
 		return Actual{}, nil
 	}
@@ -168,6 +195,9 @@ func (f *fake) Launch(_ context.Context, c *ctrmodel.Container) (int64, error) {
 	b := f.box(c.ID)
 	if b.task != NoTask {
 		return 0, errors.New("task exists already")
+	}
+	for _, other := range f.boxes {
+		f.crowd = f.crowd || f.alone && other.task.Live()
 	}
 	b.task = TaskUnstarted
 	if f.launch != nil {
@@ -286,6 +316,11 @@ func (f *fake) Discard(_ context.Context, c *ctrmodel.Container) error {
 		return err
 	}
 	defer unlock()
+	if f.discard != nil {
+		if err := f.discard(c.ID); err != nil {
+			return err
+		}
+	}
 	if b := f.box(c.ID); b.task != NoTask {
 		return errors.New("still in use")
 	}

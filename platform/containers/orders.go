@@ -232,14 +232,13 @@ func (a *actor) rename(name string) error {
 
 // retreat gives the place back to the container that this one has replaced.
 func (a *actor) retreat(ctx context.Context, o ctrmodel.StopOptions) error {
-	if err := a.want(func(r *record) { r.Run = false }); err != nil {
-		return err
-	}
 	a.cancelTimer()
+	a.held = true
+	defer func() { a.held = false }()
 	if err := a.settle(ctx, o); err != nil {
 		return err
 	}
-	return a.want(func(r *record) { r.Switched = false })
+	return a.want(func(r *record) { r.Switched, r.Run = false, false })
 }
 
 func (a *actor) remove(ctx context.Context, force bool, o ctrmodel.StopOptions) error {

@@ -28,20 +28,30 @@ type record struct {
 }
 
 // store keeps one directory for each container.
-type store struct{ dir string }
+type store struct {
+	dir   string
+	guard func(write func() error) error // each write goes through it; nil: it is just done
+}
+
+func (s store) write(f func() error) error {
+	if s.guard != nil {
+		return s.guard(f)
+	}
+	return f()
+}
 
 const recordName = "config.json"
 
 // openStore opens the store in dir. If there is none yet, it takes over the containers in the home of an original agent.
 func openStore(dir, original string, log *slog.Logger) (store, error) {
-	s := store{dir}
+	s := store{dir: dir}
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return s, err
 	}
 	if err := durable.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
 		return s, err
 	}
-	next := store{dir + ".new"} // the directory appears whole or not at all
+	next := store{dir: dir + ".new"} // the directory appears whole or not at all
 	if err := errors.Join(os.RemoveAll(next.dir), durable.MkdirAll(next.dir, 0o711)); err != nil {
 		return s, err
 	}
@@ -99,24 +109,27 @@ func (r *record) check(id string) error {
 
 func (s store) save(r *record) error {
 	dir := filepath.Join(s.dir, r.ID)
-	if err := durable.MkdirAll(dir, 0o711); err != nil {
-		return err
-	}
 	data, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	// The environment of a container may hold secrets.
-	return durable.WriteFile(filepath.Join(dir, recordName), data, 0o600)
+	return s.write(func() error {
+		if err := durable.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+		return durable.WriteFile(filepath.Join(dir, recordName), data, 0o600) // the environment may hold secrets
+	})
 }
 
 // forget removes a record for good, and then what else is in its directory.
 func (s store) forget(id string) error {
 	dir := filepath.Join(s.dir, id)
-	if err := durable.Remove(filepath.Join(dir, recordName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.RemoveAll(dir)
+	return s.write(func() error {
+		if err := durable.Remove(filepath.Join(dir, recordName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return os.RemoveAll(dir)
+	})
 }
 
 // original2records reads the containers of an original agent. Its containers and ours have the same names in containerd, so

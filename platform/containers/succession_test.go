@@ -160,6 +160,70 @@ func TestNewOneThatDoesNotStart(t *testing.T) {
 	}
 }
 
+// The old one need not wait until all of the new one is gone.
+func TestNewOneThatCannotBeRemoved(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	old := r.running("seat")
+	_, err := r.Succeed(t.Context(), old, "update", next())
+	r.must(err)
+	r.must(r.Switch(t.Context(), "next"))
+	r.fake.mu.Lock()
+	r.fake.discard = func(id string) error { return errors.New("device busy") }
+	r.fake.mu.Unlock()
+	for range 2 {
+		if err := r.Abandon(t.Context(), "next"); err == nil || !strings.Contains(err.Error(), "device busy") {
+			t.Errorf("abandon: %v", err)
+		}
+		r.awaitStatus(old, ctrmodel.Running)
+		r.inCharge(old)
+		r.restart()
+		r.must(r.Known(t.Context()))
+	}
+}
+
+// A power cut before the old one is stopped leaves the new one waiting for that.
+func TestNewOneWaitsForTheEndOfTheOldOne(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	old := r.running("seat")
+	_, err := r.Succeed(t.Context(), old, "update", next())
+	r.must(err)
+	a, err := r.actor("next")
+	r.must(err)
+	r.must(r.do(t.Context(), "next", starting, func(a *actor, _ context.Context) error {
+		return a.want(func(r *record) { r.Switched, r.Run = true, true })
+	}))
+	r.stop()
+	r.fake.alone, r.fake.slow = true, 50*time.Millisecond
+	r.start()
+	r.awaitStatus(a.id, ctrmodel.Running)
+	if r.fake.crowded() {
+		t.Error("both had a process")
+	}
+}
+
+// Nobody comes back who has been removed, so that the new one stays even if it does not start.
+func TestCommitCutAfterTheRemoval(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	old := r.running("seat")
+	_, err := r.Succeed(t.Context(), old, "", next())
+	r.must(err)
+	r.must(r.Switch(t.Context(), "next"))
+	r.must(r.Remove(t.Context(), old, true, force))
+	r.stop()
+	r.fake.exit("next", 1)
+	r.fake.launch = func(*ctrmodel.Container) error { return errors.New("bad program") }
+	r.start()
+	for end := time.Now().Add(5 * time.Second); len(r.Successions("")) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never ended")
+		}
+	}
+	r.inCharge("next")
+}
+
 // What cannot be decided while containerd is away is decided later, without anybody asking.
 func TestReplacementWhileContainerdGoesAway(t *testing.T) {
 	t.Parallel()
@@ -167,11 +231,12 @@ func TestReplacementWhileContainerdGoesAway(t *testing.T) {
 		r := newRig(t)
 		old := r.running("seat")
 		var down atomic.Bool
+		down.Store(true)
 		r.fake.launch = func(c *ctrmodel.Container) error {
 			switch {
 			case c.ID != "next":
 				return nil
-			case down.CompareAndSwap(false, true):
+			case down.Load():
 				return errDown
 			case starts:
 				return nil
@@ -181,6 +246,7 @@ func TestReplacementWhileContainerdGoesAway(t *testing.T) {
 		if _, err := r.Replace(t.Context(), old, next()); !passing(err) {
 			t.Fatalf("replace: %v", err)
 		}
+		down.Store(false)
 		stays := old
 		if starts {
 			stays = "next"
