@@ -3,9 +3,9 @@
 // Package ctrlog is the standard streams of containers: the FIFOs that connect the agent with what runs a container, the log file
 // that the output goes to, and the clients that are attached.
 //
-// A container goes on when the agent ends, even if it is killed, and its output waits in the FIFOs. Output is taken out of a FIFO
-// only once it is in the log, and a journal next to the FIFO tells the next agent how far the last one came, so that nothing is
-// lost or said twice.
+// A container goes on when the agent ends, even if it is killed, and its output waits in the FIFOs. What is taken out of a FIFO
+// goes into files next to it first, and a journal tells the next agent how far the last one came, so that nothing is lost or
+// said twice.
 package ctrlog
 
 import (
@@ -171,7 +171,7 @@ func (c *Console) open() (s *session, err error) {
 	case c.cfg.Buffer > 0:
 		s.queue = newQueue(c.cfg.Buffer, c.log, c.cfg.Log)
 	default:
-		s.journal, err = openJournal(filepath.Join(c.cfg.Dir, "journal"), c.log, s.streams)
+		s.journal, err = openJournal(c.cfg.Dir, c.log, s.streams, c.cfg.Log)
 	}
 	return s, err
 }
@@ -192,12 +192,19 @@ func (s *session) closeFiles() {
 	}
 }
 
+// Reopen is Open for a process that has perhaps ended while no agent was there. What it has said last may be in FIFOs that only
+// the shim holds, until the task is deleted.
+func (c *Console) Reopen() error {
+	if _, err := os.Stat(c.paths.Stdout); err != nil {
+		return nil // there are none
+	}
+	_, err := c.Open()
+	return err
+}
+
 // Close is for when the process has ended. What it has left in the FIFOs is written, and the FIFOs are removed.
 func (c *Console) Close() error {
-	var err error
-	if _, missing := os.Stat(c.paths.Stdout); missing == nil { // perhaps from an agent that was killed
-		_, err = c.Open()
-	}
+	err := c.Reopen()
 	c.finish(true)
 	c.endAttached(nil)
 	return errors.Join(err, os.RemoveAll(c.cfg.Dir))
@@ -252,10 +259,7 @@ func (c *Console) Ended() <-chan struct{} {
 // copy takes the output of a stream to where it goes until there is no more.
 func (c *Console) copy(s *session, st *stream) {
 	for {
-		chunk, err := st.peek()
-		if err == nil {
-			err = c.keep(s, st, chunk)
-		}
+		chunk, err := st.take()
 		if err != nil {
 			if err != errLeft || s.queue != nil { // the journal keeps it
 				c.flush(s, st)
@@ -265,16 +269,17 @@ func (c *Console) copy(s *session, st *stream) {
 			}
 			return
 		}
+		c.keep(s, st, chunk)
 		c.fanOut(st.id, chunk)
 		st.done()
 	}
 }
 
-// keep takes a chunk from the FIFO into the log.
-func (c *Console) keep(s *session, st *stream, chunk []byte) error {
+// keep lets a chunk get into the log.
+func (c *Console) keep(s *session, st *stream, chunk []byte) {
 	switch {
 	case s.journal != nil:
-		return s.journal.keep(st, chunk, c.cfg.Log)
+		s.journal.keep(st, chunk)
 	case s.queue != nil:
 		now := time.Now()
 		for rest := chunk; len(rest) > 0; {
@@ -285,7 +290,6 @@ func (c *Console) keep(s *session, st *stream, chunk []byte) error {
 			rest = rest[n:]
 		}
 	}
-	return st.consume(len(chunk))
 }
 
 // flush writes a last line that was not ended.
@@ -294,7 +298,7 @@ func (c *Console) flush(s *session, st *stream) {
 	switch {
 	case len(text) == 0:
 	case s.journal != nil:
-		s.journal.flush(st, text, c.cfg.Log)
+		s.journal.flush(st, text)
 	case s.queue != nil:
 		s.queue.add(entry{st.id, st.line.time(time.Now()), text})
 	}

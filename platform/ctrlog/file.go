@@ -79,6 +79,15 @@ func wholeLines(f *os.File) (int64, error) {
 	return 0, err
 }
 
+// cut throws away what comes after a size.
+func (l *logFile) cut(size int64) error {
+	if size < 0 || size >= l.size {
+		return nil
+	}
+	l.size = size
+	return l.f.Truncate(size)
+}
+
 func (l *logFile) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,6 +103,7 @@ func (l *logFile) remove() error {
 	l.removed = true
 	l.tell()
 	var errs []error
+	os.Remove(l.path + ".new") // of a turn that was cut off
 	for age := range l.maxFiles {
 		if err := os.Remove(l.name(age)); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)

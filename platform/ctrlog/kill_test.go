@@ -33,6 +33,14 @@ func agentConsole(dir string) *Console {
 }
 
 func TestKilledAgentLosesNothing(t *testing.T) {
+	t.Run("different lines", func(t *testing.T) {
+		killAgents(t, func(n int) string { return fmt.Sprintf("%d %s\n", n, strings.Repeat("-", n%100)) })
+	})
+	// What has been taken from the FIFO looks like what is in it.
+	t.Run("the same line", func(t *testing.T) { killAgents(t, func(int) string { return "tick\n" }) })
+}
+
+func killAgents(t *testing.T, line func(n int) string) {
 	dir := t.TempDir()
 	start := func() *exec.Cmd {
 		cmd := exec.Command(os.Args[0])
@@ -76,7 +84,7 @@ func TestKilledAgentLosesNothing(t *testing.T) {
 					return
 				default:
 				}
-				text := fmt.Sprintf("%d %s\n", n, strings.Repeat("-", n%100))
+				text := line(n)
 				cut := rand.IntN(len(text))
 				if _, err := io.WriteString(f, text[:cut]); err != nil {
 					t.Error(err)
@@ -107,7 +115,7 @@ func TestKilledAgentLosesNothing(t *testing.T) {
 	next := map[string]int{}
 	for i, l := range logs(t, c, -1) {
 		n := next[l.Stream]
-		if want := fmt.Sprintf("%d %s\n", n, strings.Repeat("-", n%100)); l.Log != want {
+		if want := line(n); l.Log != want {
 			t.Fatalf("line %d of the log: got %q of %s, want %q", i, l.Log, l.Stream, want)
 		}
 		next[l.Stream]++

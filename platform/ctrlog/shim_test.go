@@ -215,7 +215,25 @@ func TestOutputOfAContainerThatEndsIsComplete(t *testing.T) {
 	c := New(s.cfg)
 	s.run(c, "busybox seq 1 200000; echo -n end >&2")
 	s.ended(c)
-	s.counted(c)
+	s.counted(c, 200000)
+}
+
+// More than fits in the FIFO: some is with the shim, until the task is deleted.
+func TestOutputOfAContainerThatEndsWithoutAnAgentIsComplete(t *testing.T) {
+	s := newShim(t)
+	c := New(s.cfg)
+	s.run(c, "busybox sleep 0.2; busybox seq 1 20000")
+	c.Leave()
+	_, err := s.client.Tasks.Wait(s.ctx, s.task, "")
+	s.ok(err)
+	c = New(s.cfg)
+	s.ok(c.Reopen())
+	s.ended(c)
+	s.counted(c, 20000)
+	s.ok(c.Reopen())
+	if c.Ended() != nil {
+		t.Error("streams that are not there are open")
+	}
 }
 
 func TestOutputIsCompleteWhileAgentsComeAndGo(t *testing.T) {
@@ -233,10 +251,10 @@ func TestOutputIsCompleteWhileAgentsComeAndGo(t *testing.T) {
 	}
 	go c.Attach(s.ctx, ctrmodel.Streams{Stdin: strings.NewReader("word\n")}, nil)
 	s.ended(c)
-	s.counted(c)
+	s.counted(c, 200000)
 }
 
-func (s *shim) counted(c *Console) {
+func (s *shim) counted(c *Console, want int) {
 	s.t.Helper()
 	n := 0
 	for _, l := range logs(s.t, c, -1) {
@@ -247,7 +265,7 @@ func (s *shim) counted(c *Console) {
 			s.t.Fatalf("line %d is %q", n, l.Log)
 		}
 	}
-	if n != 200000 {
-		s.t.Errorf("%d lines", n)
+	if n != want {
+		s.t.Errorf("%d lines, want %d", n, want)
 	}
 }

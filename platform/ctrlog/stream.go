@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const chunkSize = 64 << 10 // as much as is in a FIFO at most
+const chunkSize = 64 << 10 // as much as is in a FIFO as a rule
 
 var (
 	errEnded = errors.New("no more output")
@@ -23,12 +23,12 @@ var (
 
 // stream is the FIFO of one output.
 type stream struct {
-	id   int // index of streamNames
-	f    *os.File
-	raw  syscall.RawConn
-	copy [2]int           // a pipe, into which one can look without taking anything from the FIFO
-	buf  *[chunkSize]byte // what peek has returned is in there; nil between chunks
-	line line
+	id    int // index of streamNames
+	f     *os.File
+	raw   syscall.RawConn
+	spool *spool           // nil: what is taken is nowhere else until it is in the log
+	buf   *[chunkSize]byte // what take has returned is in there; nil between chunks
+	line  line
 
 	seen  bool // there is, or was, somebody at the other end
 	leave atomic.Bool
@@ -42,12 +42,9 @@ func openStream(id int, path string) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{id: id, f: f, copy: [2]int{-1, -1}}
-	if s.raw, err = f.SyscallConn(); err == nil {
-		err = unix.Pipe2(s.copy[:], unix.O_CLOEXEC|unix.O_NONBLOCK)
-	}
-	if err != nil {
-		s.close()
+	s := &stream{id: id, f: f}
+	if s.raw, err = f.SyscallConn(); err != nil {
+		f.Close()
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return s, nil
@@ -55,27 +52,27 @@ func openStream(id int, path string) (*stream, error) {
 
 func (s *stream) close() {
 	s.f.Close()
-	for _, fd := range s.copy {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
+	if s.spool != nil {
+		s.spool.close()
 	}
 }
 
-// peek waits for output and returns some. It stays in the FIFO.
-func (s *stream) peek() ([]byte, error) {
+// take waits for output and takes some from the FIFO, into the spool if there is one. It is valid until done.
+func (s *stream) take() ([]byte, error) {
 	var chunk []byte
 	var failure error
+	if s.spool != nil && s.spool.waits {
+		s.spool.waits = false
+		s.buf = buffers.Get().(*[chunkSize]byte)
+		return s.spool.read(s.buf[:])
+	}
 	err := s.raw.Read(func(fd uintptr) bool {
 		var ended bool
 		chunk, ended, failure = s.look(int(fd))
 		if len(chunk) > 0 || failure != nil || ended && s.seen {
 			return true
 		}
-		s.seen = s.seen || !ended
-		if ended { // nobody has come so far: what wakes us is somebody
-			s.seen = true
-		}
+		s.seen = true // if nobody has come so far, what wakes us is somebody
 		return false
 	})
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -96,50 +93,32 @@ func (s *stream) peek() ([]byte, error) {
 	return chunk, nil
 }
 
-// look does not wait. Ended is that there is nothing and nobody at the other end.
+// look takes what is there. Ended is that there is nothing and nobody at the other end.
 func (s *stream) look(fd int) (chunk []byte, ended bool, err error) {
-	n, err := retry(func() (int, error) {
-		n, err := unix.Tee(fd, s.copy[1], chunkSize, unix.SPLICE_F_NONBLOCK)
-		return int(n), err
-	})
+	s.buf = buffers.Get().(*[chunkSize]byte)
+	if s.spool != nil {
+		chunk, err = s.spool.take(fd, s.buf[:])
+	} else {
+		var n int
+		n, err = retry(func() (int, error) { return unix.Read(fd, s.buf[:]) })
+		chunk = s.buf[:max(n, 0)]
+	}
+	if len(chunk) > 0 {
+		return chunk, false, nil
+	}
+	s.done()
 	if err == unix.EAGAIN {
 		return nil, false, nil
 	}
-	if err != nil || n == 0 {
-		return nil, err == nil, err
-	}
-	if s.buf == nil {
-		s.buf = buffers.Get().(*[chunkSize]byte)
-	}
-	for got := 0; got < n; {
-		m, err := retry(func() (int, error) { return unix.Read(s.copy[0], s.buf[got:n]) })
-		if err != nil {
-			return nil, false, err
-		}
-		got += m
-	}
-	return s.buf[:n], false, nil
+	return nil, err == nil, err
 }
 
-// consume takes n bytes, at which peek has looked, from the FIFO.
-func (s *stream) consume(n int) error {
-	var failure error
-	err := s.raw.Control(func(fd uintptr) {
-		sink := buffers.Get().(*[chunkSize]byte)
-		defer buffers.Put(sink)
-		for n > 0 && failure == nil {
-			var m int
-			m, failure = retry(func() (int, error) { return unix.Read(int(fd), sink[:min(n, len(sink))]) })
-			n -= m
-		}
-	})
-	return errors.Join(err, failure)
-}
-
-// done gives back what peek has returned.
+// done gives back what take has returned.
 func (s *stream) done() {
-	buffers.Put(s.buf)
-	s.buf = nil
+	if s.buf != nil {
+		buffers.Put(s.buf)
+		s.buf = nil
+	}
 }
 
 // buffers are for chunks. Most containers are silent most of the time.
@@ -153,7 +132,7 @@ func retry(call func() (int, error)) (int, error) {
 	}
 }
 
-// finish ends peek, once the FIFO is empty or at once.
+// finish ends take, once the FIFO is empty or at once.
 func (s *stream) finish(drain bool) {
 	s.leave.Store(!drain)
 	s.f.SetReadDeadline(time.Unix(1, 0))
