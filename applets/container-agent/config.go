@@ -185,7 +185,7 @@ func defaults() settings {
 		Enable: true, Mode: "update", Dir: "/etc/container-management/containers", Manifests: list{"/data/var/containers/manifests"},
 		Archives: list{"/data/var/containers/images"}, Period: config.Duration(2 * time.Second),
 	}
-	s.Things = thingsSettings{Enable: true, Features: twinFeatures()}
+	s.Things = thingsSettings{Enable: true, HomeDir: originalHome, Features: twinFeatures()}
 	s.UpdateAgent = updateSettings{
 		Domain: "containers", HealthTime: config.Duration(2 * time.Second), Downloads: 3, CommandTimeout: config.Duration(24 * time.Hour),
 	}

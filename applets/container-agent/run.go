@@ -159,7 +159,7 @@ type parts struct {
 	log      *slog.Logger
 }
 
-func services() []service { return nil }
+func services() []service { return []service{things} }
 
 // checks are what the watchdog asks.
 type checks struct {
