@@ -822,6 +822,54 @@ func TestManyMayReceiveAndSendOnOneStream(t *testing.T) {
 	}
 }
 
+func TestSendingAfterTheHandlerHasReturnedIsAnError(t *testing.T) {
+	late := make(chan error, 2)
+	c, _ := serve(t, func(s *Server) {
+		s.Stream("/t.T/Hasty", func(_ context.Context, st *ServerStream) error {
+			sent, silent := make(chan bool), make(chan bool)
+			go func() { // somebody who does not notice
+				for {
+					if err := st.Send(&message{Text: "more"}); err != nil {
+						late <- err
+						return
+					}
+					select {
+					case sent <- true:
+					case <-silent:
+					}
+				}
+			}()
+			<-sent
+			close(silent)
+			return nil
+		})
+		s.Stream("/t.T/Silent", func(_ context.Context, st *ServerStream) error {
+			go func() {
+				time.Sleep(time.Millisecond)
+				late <- st.Send(&message{Text: "first"})
+			}()
+			return nil
+		})
+	})
+	for range 100 {
+		for _, method := range []string{"/t.T/Hasty", "/t.T/Silent"} {
+			st, err := c.Stream(inTime(t), method)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for err == nil {
+				err = st.Recv(&message{})
+			}
+			if err != io.EOF {
+				t.Fatal(err)
+			}
+			if err := <-late; CodeOf(err) != Canceled {
+				t.Fatalf("sent late: %v", err)
+			}
+		}
+	}
+}
+
 func FuzzReadMessage(f *testing.F) {
 	good, _ := frame(&message{Text: "good"})
 	f.Add(good)
@@ -855,7 +903,14 @@ func FuzzMessageOfAStatus(f *testing.F) {
 			t.Fatalf("%q became %q", s, got)
 		}
 		decodeMessage(s)
-		decodeTimeout(s)
+		if d, err := decodeTimeout(s); err == nil && d < 0 {
+			t.Fatalf("%q is %v", s, d)
+		}
+		h := http.Header{"Grpc-Status": {s}, "Grpc-Message": {s}, "X-Bin": {s}}
+		if err, ok := status(h); ok && err != nil && CodeOf(err) == OK {
+			t.Fatalf("%q is an error and none", s)
+		}
+		Header(context.WithValue(t.Context(), incoming{}, h), "x-bin")
 	})
 }
 

@@ -167,13 +167,13 @@ func (s *Server) handle(c *call, r *http.Request) (err error) {
 	return method(c)
 }
 
-// ServerStream is a call with any number of messages either way.
-// One goroutine may receive while others send; all must be done when the handler returns.
+// ServerStream is a call with any number of messages either way. One goroutine may receive while others send, until the
+// handler returns.
 type ServerStream struct {
 	call *call
 
 	mu      sync.Mutex
-	err     error         // of the last flush
+	err     error         // why no more can be sent
 	unsent  chan struct{} // wakes the flusher, which begins with the first message
 	flushed chan struct{} // closed when the flusher has ended
 }
@@ -181,7 +181,7 @@ type ServerStream struct {
 // Recv waits for the next message. The error is io.EOF when the client has no more.
 func (s *ServerStream) Recv(m any) error { return s.call.recv(m) }
 
-// Send sends a message.
+// Send sends a message. It is an error once the handler has returned.
 //
 // What is sent while a flush goes on, goes out with the next: a hundred thousand lines of a log at once do not need
 // a hundred thousand frames and system calls, and a single message does not wait.
@@ -218,8 +218,14 @@ func (s *ServerStream) flush() {
 }
 
 func (s *ServerStream) finish() {
-	if s.unsent != nil {
-		close(s.unsent)
+	s.mu.Lock()
+	s.err = errReturned
+	unsent := s.unsent
+	s.mu.Unlock()
+	if unsent != nil {
+		close(unsent)
 		<-s.flushed
 	}
 }
+
+var errReturned = &Error{Canceled, "the call is over: its handler has returned"}
