@@ -159,7 +159,7 @@ type parts struct {
 	log      *slog.Logger
 }
 
-func services() []service { return []service{things} }
+func services() []service { return []service{things, updateAgent} }
 
 // checks are what the watchdog asks.
 type checks struct {

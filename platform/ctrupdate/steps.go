@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrupdate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/updateagent"
+	"sdvbox/platform/updateproto"
+)
+
+// Download gets images, some at a time, and makes the new containers. The old ones run.
+func (b *Backend) Download(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
+	w := b.work(job)
+	var (
+		all   sync.WaitGroup
+		mu    sync.Mutex
+		first string // failure
+		slots = make(chan struct{}, max(1, b.Downloads))
+	)
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, a := range w.mine {
+		if a.Kind != create && a.Kind != recreate {
+			continue
+		}
+		slots <- struct{}{}
+		if inner.Err() != nil {
+			break
+		}
+		w.set(a, updateproto.ActionDownloading, "Getting the image.")
+		w.progress(updateproto.StatusDownloading)
+		all.Go(func() {
+			defer func() { <-slots }()
+			err := w.prepare(inner, a)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				w.set(a, updateproto.ActionDownloadSuccess, "New container has been created.")
+			case first == "" && ctx.Err() == nil:
+				first = w.fail(a, updateproto.ActionDownloadFailure, err)
+				cancel()
+			default:
+				w.set(a, updateproto.ActionDownloadFailure, "Not gone on with.")
+			}
+		})
+	}
+	all.Wait()
+	if first != "" {
+		return w.end(updateproto.StatusDownloadFailure, first)
+	}
+	return w.end(updateproto.StatusDownloadSuccess, "")
+}
+
+// prepare makes the new container of an action, unless it is there.
+func (w *work) prepare(ctx context.Context, a *action) error {
+	want := w.wants[a.Name]
+	if want == nil {
+		return fmt.Errorf("the desired state says nothing about %s", a.Name)
+	}
+	err := w.persist(ctx, func() error {
+		_, err := w.Engine.Pull(ctx, want.Image.Name, func(p ctrmodel.Progress) { w.pulled(a, p) })
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	c := want.Clone()
+	c.ID = a.New
+	return w.persist(ctx, func() error {
+		if a.Kind == create {
+			if _, err := w.Engine.Get(ctx, a.New); err == nil {
+				return nil
+			}
+			_, err := w.Engine.Create(ctx, c)
+			return err
+		}
+		old, err := w.Engine.Get(ctx, a.Old)
+		if err != nil {
+			return err
+		}
+		inherit(c, old)
+		_, err = w.Engine.Succeed(ctx, a.Old, owner, c)
+		return err
+	})
+}
+
+// pulled tells how far an image is, about once a second.
+func (w *work) pulled(a *action, p ctrmodel.Progress) {
+	w.mu.Lock()
+	percent := a.progress
+	switch {
+	case p.Total <= 0:
+	case p.Phase == "downloading":
+		percent = int(90 * p.Done / p.Total)
+	case p.Phase == "unpacking":
+		percent = 90 + int(9*p.Done/p.Total)
+	}
+	tell := percent > a.progress && time.Since(w.told) > time.Second
+	a.progress = max(a.progress, min(percent, 99))
+	if tell {
+		w.told = time.Now()
+	}
+	w.mu.Unlock()
+	if tell {
+		w.progress(updateproto.StatusDownloading)
+	}
+}
+
+// Update changes what can be changed of containers as they run. Those that are replaced or removed run on until ACTIVATE.
+func (b *Backend) Update(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
+	w := b.work(job)
+	for _, a := range w.mine {
+		if a.Kind == create || a.Kind == check {
+			continue
+		}
+		w.set(a, updateproto.ActionUpdating, "")
+		w.progress(updateproto.StatusUpdating)
+		var err error
+		said := "Ready to take the place of the existing container."
+		switch a.Kind {
+		case recreate:
+			err = w.prepare(ctx, a) // again only if somebody has removed it
+		case update:
+			said, err = "Existing container has been updated.", w.change(ctx, a)
+		case destroy:
+			said = "Existing container is to be stopped by the activation."
+		}
+		if err != nil {
+			return w.end(updateproto.StatusUpdateFailure, w.fail(a, updateproto.ActionUpdateFailure, err))
+		}
+		w.set(a, updateproto.ActionUpdateSuccess, said)
+	}
+	return w.end(updateproto.StatusUpdateSuccess, "")
+}
+
+// settings are what can be changed of a container as it runs.
+type settings struct {
+	Policy    ctrmodel.RestartPolicy `json:"policy"`
+	Resources ctrmodel.Resources     `json:"resources"`
+}
+
+func (s *settings) options() ctrmodel.UpdateOptions {
+	return ctrmodel.UpdateOptions{RestartPolicy: &s.Policy, Resources: &s.Resources}
+}
+
+// change updates a container. What it was like is kept before.
+func (w *work) change(ctx context.Context, a *action) error {
+	if a.Before == nil {
+		c, err := w.Engine.Get(ctx, a.Old)
+		if err != nil {
+			return err
+		}
+		a.Before = &settings{c.HostConfig.RestartPolicy, c.HostConfig.Resources}
+		if err := w.save(); err != nil {
+			return err
+		}
+	}
+	want := w.wants[a.Name].Clone()
+	want.Defaults(func() string { return a.Old })
+	s := &settings{want.HostConfig.RestartPolicy, want.HostConfig.Resources}
+	return w.persist(ctx, func() error { return w.Engine.Update(ctx, a.Old, s.options()) })
+}
+
+// Activate lets the new containers take their places, one by one, and sees whether they are any good. If one is not, all is as
+// before.
+func (b *Backend) Activate(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
+	w := b.work(job)
+	if a := w.failed(); a != nil { // and the agent has been restarted on the way back
+		return w.back(ctx, a.Name+": "+a.Message)
+	}
+	for _, a := range inOrder(w.mine, w.wants) {
+		if a.Kind == destroy {
+			continue
+		}
+		w.set(a, updateproto.ActionActivating, "")
+		w.progress(updateproto.StatusActivating)
+		said, err := w.activate(ctx, a)
+		if err != nil {
+			return w.giveUp(ctx, a, err)
+		}
+		w.set(a, updateproto.ActionActivationSuccess, said)
+	}
+	for _, a := range w.mine {
+		var err error
+		switch a.Kind {
+		case create, recreate: // one may not have lived until the last was there
+			_, err = w.prove(ctx, a, proof{}, 0)
+		case destroy:
+			err = w.park(ctx, a)
+		}
+		if err != nil {
+			return w.giveUp(ctx, a, err)
+		}
+	}
+	return w.end(updateproto.StatusActivationSuccess, "")
+}
+
+// failed returns the action because of which an activation is taken back.
+func (w *work) failed() *action {
+	for _, a := range w.mine {
+		if a.Status == updateproto.ActionActivationFailure {
+			return a
+		}
+	}
+	return nil
+}
+
+// giveUp takes everything back because of one action.
+func (w *work) giveUp(ctx context.Context, a *action, cause error) []updateproto.Feedback {
+	if ctx.Err() != nil {
+		return nil // somebody else decides what comes next
+	}
+	why := w.fail(a, updateproto.ActionActivationFailure, cause)
+	if err := w.save(); err != nil {
+		w.Log.Error("cannot keep that the activation has failed", "error", err)
+	}
+	return w.back(ctx, why)
+}
+
+// back takes everything back.
+func (w *work) back(ctx context.Context, why string) []updateproto.Feedback {
+	for _, a := range slices.Backward(w.mine) {
+		err := w.undo(ctx, a)
+		if ctx.Err() != nil {
+			return nil
+		}
+		switch {
+		case err != nil:
+			w.Log.Error("cannot take back the update of a container", "container", a.Name, "error", err)
+			why += "; " + a.Name + " cannot be taken back: " + err.Error()
+		case a.Status == updateproto.ActionActivationSuccess && a.Kind != check:
+			w.set(a, updateproto.ActionUpdateFailure, "Taken back.")
+		}
+	}
+	return w.end(updateproto.StatusActivationFailure, why)
+}
+
+// activate lets a container take its place.
+func (w *work) activate(ctx context.Context, a *action) (said string, err error) {
+	switch a.Kind {
+	case create, recreate:
+		if err := w.makeWay(ctx, a); err != nil {
+			return "", err
+		}
+		start := w.Engine.Ensure
+		if a.Kind == recreate {
+			start = w.Engine.Switch
+		}
+		if err := w.persist(ctx, func() error { return start(ctx, a.New) }); err != nil {
+			return "", err
+		}
+		return w.prove(ctx, a, w.health(a), 0)
+	}
+	if err := w.persist(ctx, func() error { return w.Engine.Ensure(ctx, a.Old) }); err != nil {
+		return "", err
+	}
+	if a.Kind == check {
+		return "Existing container runs.", nil
+	}
+	return w.prove(ctx, a, w.health(a), fromNow)
+}
+
+// health is what a container has to prove.
+func (w *work) health(a *action) proof {
+	p := w.wants[a.Name].proof
+	if p.time < 0 {
+		p.time = w.Health
+	}
+	return p
+}
+
+// makeWay parks the containers that are to go and have a port which the new container of an action needs.
+func (w *work) makeWay(ctx context.Context, a *action) error {
+	for _, other := range w.mine {
+		if other == a || other.Kind != destroy && other.Kind != recreate {
+			continue
+		}
+		c, err := w.Engine.Get(ctx, other.Old)
+		if err == nil && contend(c, w.wants[a.Name].Container) {
+			err = w.park(ctx, other)
+		}
+		if unlessGone(err) != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// park stops the old container of an action until it is clear whether it is to go.
+func (w *work) park(ctx context.Context, a *action) error {
+	return unlessGone(w.persist(ctx, func() error { return w.Engine.Park(ctx, a.Old, owner) }))
+}
+
+// undo makes the containers of an action what they were.
+func (w *work) undo(ctx context.Context, a *action) error {
+	var err error
+	switch a.Kind {
+	case create:
+		err = w.persist(ctx, func() error { return w.Engine.Remove(ctx, a.New, true, ctrmodel.StopOptions{}) })
+	case recreate:
+		err = w.persist(ctx, func() error { return w.Engine.Abandon(ctx, a.New) })
+	case update:
+		if a.Before != nil {
+			err = w.persist(ctx, func() error { return w.Engine.Update(ctx, a.Old, a.Before.options()) })
+		}
+	}
+	if slices.Contains(w.Engine.Parked(owner), a.Old) {
+		err = errors.Join(unlessGone(err), unlessGone(w.persist(ctx, func() error { return w.Engine.Unpark(ctx, a.Old) })))
+	}
+	return unlessGone(err)
+}
+
+// Verify finds out after a restart of the agent, or of the device, whether the new containers still are any good.
+func (b *Backend) Verify(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
+	w := b.work(job)
+	known, cancel := context.WithTimeout(ctx, 5*b.patience()) // the device may just have been started
+	err := b.Engine.Known(known)
+	cancel()
+	for _, a := range w.mine {
+		if err == nil && a.Kind != destroy && !a.Once {
+			if err = w.persist(ctx, func() error { return w.Engine.Ensure(ctx, a.id()) }); err == nil && a.Kind != check {
+				_, err = w.prove(ctx, a, w.health(a), fromNow)
+			}
+		}
+		if err != nil {
+			return w.giveUp(ctx, a, err)
+		}
+	}
+	return w.end(updateproto.StatusActivationSuccess, "")
+}
+
+// Rollback makes the containers what they were before the update, however far it has got.
+func (b *Backend) Rollback(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
+	w := b.work(job)
+	var errs []error
+	for _, a := range slices.Backward(w.mine) {
+		if a.Kind == check {
+			continue
+		}
+		w.set(a, updateproto.ActionUpdating, "Rolling back.")
+		w.progress(updateproto.StatusRollback)
+		said := "Rolled back."
+		if err := w.undo(ctx, a); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", a.Name, err))
+			said = "Cannot be rolled back: " + err.Error()
+		}
+		w.set(a, updateproto.ActionUpdateFailure, said)
+		w.progress(updateproto.StatusRollback)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return w.end(updateproto.StatusRollbackFailure, err.Error())
+	}
+	return w.end(updateproto.StatusRollbackSuccess, "")
+}
+
+// Cleanup removes what is no longer needed: the old containers after a success, the new ones after anything else.
+func (b *Backend) Cleanup(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
+	w := b.work(job)
+	var errs []error
+	for _, a := range w.mine {
+		var err error
+		a.Over = undone
+		switch {
+		case !w.success(a):
+			err = w.undo(ctx, a)
+		case a.Kind == recreate:
+			a.Over = committed
+			if err := w.persist(ctx, func() error { return w.Engine.Commit(ctx, a.New) }); err != nil {
+				w.Log.Error("cannot remove the container that has been replaced, trying again with the next update", "container", a.Name, "error", err)
+			}
+		case a.Kind == destroy:
+			a.Over = committed
+			err = unlessGone(w.persist(ctx, func() error { return w.Engine.Remove(ctx, a.Old, true, ctrmodel.StopOptions{}) }))
+			if err != nil {
+				a.Over = undone
+				w.set(a, updateproto.ActionRemovalFailure, err.Error())
+			} else {
+				w.set(a, updateproto.ActionRemovalSuccess, "Existing container has been removed.")
+			}
+		default:
+			a.Over = committed
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", a.Name, err))
+		}
+	}
+	status, message := updateproto.StatusCleanupSuccess, ""
+	if err := errors.Join(errs...); err != nil {
+		status, message = updateproto.StatusCleanupFailure, err.Error()
+	}
+	terminal := updateproto.StatusCompleted
+	if i := slices.IndexFunc(w.all, func(a *action) bool { return a.Over != committed }); i >= 0 {
+		terminal = updateproto.StatusIncomplete
+		message = cmp.Or(message, w.reason())
+	}
+	return append(w.end(status, message), w.feedback(terminal, message))
+}
+
+// success reports whether the baseline of an action has been activated.
+func (w *work) success(a *action) bool {
+	for _, t := range w.job.Baselines {
+		if t.Title == a.Baseline {
+			return t.Success
+		}
+	}
+	return w.job.Success
+}
+
+// reason is why something of the update has failed, if that is known.
+func (w *work) reason() string {
+	for _, a := range w.all {
+		switch a.Status {
+		case updateproto.ActionDownloadFailure, updateproto.ActionActivationFailure, updateproto.ActionRemovalFailure:
+			return a.Name + ": " + a.Message
+		}
+	}
+	return ""
+}
