@@ -17,7 +17,7 @@ PREFIX  ?= /usr
 ifneq ($(shell id -u),0)
 root = sudo env "PATH=$$PATH" "GOCACHE=$(abspath $(BUILD))/gocache" \
 	$$(go env GOMODCACHE GOPROXY GOSUMDB GOTOOLCHAIN GOFLAGS | paste -d= <(printf '%s\n' GOMODCACHE GOPROXY GOSUMDB GOTOOLCHAIN GOFLAGS) -) \
-	$(foreach v,SDVBOX_CACHE SDVBOX_ACCEL DEBIAN_MIRROR KEEP PEER_UPDATE_MANAGER PEER_KANTO_CM http_proxy https_proxy no_proxy,$(if $($v),"$v=$($v)"))
+	$(foreach v,SDVBOX_CACHE SDVBOX_ACCEL DEBIAN_MIRROR KEEP PEER_UPDATE_MANAGER PEER_KANTO_CM PEER_KANTO_CLI http_proxy https_proxy no_proxy,$(if $($v),"$v=$($v)"))
 endif
 
 applet  = sdvbox/platform/applet
@@ -148,8 +148,8 @@ bench: modules ## measure size, start-up, memory and throughput
 	$(root) env SDVBOX_REQUIRE=1 go test -timeout 1h -p 1 -run '^$$' -bench . ./...
 
 .PHONY: interop
-interop: modules ## test with the originals that PEER_UPDATE_MANAGER and PEER_KANTO_CM name
-	go run ./testing/host test $(if $(PEER_KANTO_CM),interop)
+interop: modules ## test with the originals that PEER_UPDATE_MANAGER, PEER_KANTO_CM and PEER_KANTO_CLI name
+	go run ./testing/host test $(if $(PEER_KANTO_CM)$(PEER_KANTO_CLI),interop)
 	$(root) env SDVBOX_REQUIRE=1 go test -count=1 -timeout 10m -v -run Original ./testing/interop
 
 .PHONY: lint
