@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"sdvbox/platform/grpc"
@@ -35,11 +36,12 @@ type Client struct {
 type conn struct {
 	grpc      *grpc.Client
 	namespace string
+	making    sync.RWMutex // held to make snapshots; alone to put away what is in the way of them
 }
 
 // New returns a client for a namespace of the containerd that listens on the socket. It connects when it is used.
 func New(socket, namespace string) *Client {
-	c := &conn{grpc.NewClient("unix:" + socket), namespace}
+	c := &conn{grpc: grpc.NewClient("unix:" + socket), namespace: namespace}
 	return &Client{
 		Leases:     Leases{c},
 		Content:    Content{c},

@@ -4,6 +4,12 @@ package containerd
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 
 	"sdvbox/platform/protobuf"
 )
@@ -60,12 +66,50 @@ func (s Snapshots) mounts(ctx context.Context, method string, req *snapshotReque
 
 // Prepare makes an active snapshot on the parent, on nothing if that is "".
 func (s Snapshots) Prepare(ctx context.Context, key, parent string, labels map[string]string) ([]*Mount, error) {
-	return s.mounts(ctx, "Prepare", &snapshotRequest{Key: key, Parent: parent, Labels: labels})
+	return s.create(ctx, "Prepare", &snapshotRequest{Key: key, Parent: parent, Labels: labels})
 }
 
 // View makes a snapshot of the parent that is only read.
 func (s Snapshots) View(ctx context.Context, key, parent string, labels map[string]string) ([]*Mount, error) {
-	return s.mounts(ctx, "View", &snapshotRequest{Key: key, Parent: parent, Labels: labels})
+	return s.create(ctx, "View", &snapshotRequest{Key: key, Parent: parent, Labels: labels})
+}
+
+// create makes a snapshot. If containerd was killed, or lost power, after it had made the directory of one and before it had
+// written that down, it wants to give the same directory to each new snapshot, and fails for ever. That directory is put out of
+// the way; containerd removes it when it next collects garbage.
+func (s Snapshots) create(ctx context.Context, method string, req *snapshotRequest) ([]*Mount, error) {
+	s.conn.making.RLock()
+	mounts, err := s.mounts(ctx, method, req)
+	s.conn.making.RUnlock()
+	if inTheWay(err) == "" {
+		return mounts, err
+	}
+	s.conn.making.Lock() // somebody else may just have done it: then the directory is that of a good snapshot
+	defer s.conn.making.Unlock()
+	mounts, err = s.mounts(ctx, method, req)
+	if dir := inTheWay(err); dir != "" {
+		if rerr := os.Rename(dir, filepath.Join(filepath.Dir(dir), "stale-"+filepath.Base(dir))); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			return nil, errors.Join(err, rerr)
+		}
+		mounts, err = s.mounts(ctx, method, req)
+	}
+	return mounts, err
+}
+
+// inTheWay returns the directory of which the failure to make a snapshot says that it is there already: it ends with
+// "rename DIR/new-NUMBER DIR/NUMBER: file exists". Else it returns "".
+func inTheWay(err error) string {
+	if err == nil {
+		return ""
+	}
+	_, names, found := strings.Cut(err.Error(), ": rename ")
+	names, exists := strings.CutSuffix(names, ": "+syscall.EEXIST.Error())
+	from, to, two := strings.Cut(names, " ")
+	dir, name := filepath.Split(to)
+	if !found || !exists || !two || !filepath.IsAbs(to) || !strings.HasPrefix(from, dir+"new-") || strings.Trim(name, "0123456789") != "" {
+		return ""
+	}
+	return to
 }
 
 // Mounts says how an active snapshot or a view is mounted.
