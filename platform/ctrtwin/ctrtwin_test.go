@@ -156,6 +156,7 @@ func TestEventsBecomeMessagesInOrder(t *testing.T) {
 			return events + `{"topic":"` + ditto + `twin/commands/modify","headers":{"response-required":false},"path":"/features/` + feature + `/properties/status/` + path + `","value":` + value + `}`
 		}
 		state := func(text string) string {
+			synctest.Wait()
 			text = strings.Replace(text, "START", r.engine.all[id].State.StartedAt, 1)
 			return property("state", strings.Replace(text, "END", ctrmodel.Time(time.Now()), 1))
 		}
@@ -236,8 +237,8 @@ func TestTwinIsDescribedAnewWhenEventsAreLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		r.begin()
-		r.engine.overrun()
 		r.engine.add("a", "a", "x:1", false)
+		r.engine.overrun()
 		r.wantGists("SoftwareUpdatable", "Container:a", "ContainerFactory", "Metrics")
 		r.engine.Start(t.Context(), "a")
 		r.wantGists("Container:a/properties/status/state RUNNING")

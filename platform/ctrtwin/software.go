@@ -29,7 +29,7 @@ const (
 
 const (
 	maxActions  = 16        // that wait for their turn
-	maxSoftware = 512 << 10 // bytes of all that is remembered
+	maxSoftware = 128 << 10 // bytes of all that is remembered
 	maxTries    = 10        // of a module, when the end of the agent cuts its installation short
 )
 
