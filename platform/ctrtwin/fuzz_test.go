@@ -16,7 +16,9 @@ import (
 
 type noServer struct{}
 
-func (noServer) RoundTrip(*http.Request) (*http.Response, error) { return nil, errors.New("no network") }
+func (noServer) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, errors.New("no network")
+}
 
 // FuzzMessages has a twin go on whatever it receives.
 func FuzzMessages(f *testing.F) {
