@@ -102,7 +102,20 @@ func (e *Editor) command(name, summary, args string, n int, change func(*applet.
 }
 
 func (e *Editor) setValue(name string, hidden bool) applet.Command {
-	c := e.command(name, "set a key", "KEY VALUE", 2, func(c *applet.Call, f *edited) error { return f.set(c.Args[0], c.Args[1]) })
+	c := e.command(name, "set a key", "KEY VALUE", 2, func(c *applet.Call, f *edited) error {
+		value := c.Args[1]
+		switch {
+		case value == "-":
+			var err error
+			if value, err = secret(c, "", "", true); err != nil {
+				return err
+			}
+		case isSecret(c.Args[0]):
+			fmt.Fprintf(c.Stderr, "%s: warning: others can see a password on the command line, better give - and write it to standard input\n", c.Name)
+		}
+		return f.set(c.Args[0], value)
+	})
+	c.Description = "With - the value is read from standard input."
 	c.Hidden = hidden
 	return c
 }
@@ -343,8 +356,8 @@ func (e *Editor) save(ctx context.Context, c *applet.Call, f *edited) error {
 		fmt.Fprintln(c.Stderr, "No difference to existing configuration.")
 		return nil
 	}
-	if len(f.registries()) > 0 {
-		f.perm &= 0o600 // there are passwords in it
+	if !bytes.Equal(compact(mask("", f.now)), compact(f.now)) {
+		f.perm &= 0o600 // there are secrets in it
 	}
 	var text bytes.Buffer
 	if err := json.Indent(&text, f.now, "", "  "); err != nil {
@@ -419,27 +432,52 @@ func (f *edited) showRegistries(c *applet.Call, like string) error {
 
 func write(w io.Writer, data []byte) error {
 	var b bytes.Buffer
-	if err := json.Indent(&b, mask(data), "", "  "); err != nil {
+	if err := json.Indent(&b, mask("", data), "", "  "); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(w, "%s\n", &b)
 	return err
 }
 
-// mask replaces passwords.
-func mask(raw json.RawMessage) json.RawMessage {
-	list := members(raw)
-	if list == nil {
-		return raw
+const masked = "***"
+
+// isSecret reports whether the value of a key is a password.
+func isSecret(key string) bool { return strings.HasSuffix(strings.ToLower(key), "password") }
+
+// mask replaces what is secret in the value of a key: passwords, those after the files of keys, and those in addresses.
+func mask(key string, raw json.RawMessage) json.RawMessage {
+	if isSecret(key) && string(raw) != `""` {
+		return json.RawMessage(`"` + masked + `"`)
 	}
-	for i, m := range list {
-		if strings.HasSuffix(m.name, "password") {
-			list[i].value = json.RawMessage(`"***"`)
-		} else {
-			list[i].value = mask(m.value)
+	if list := members(raw); list != nil {
+		for i, m := range list {
+			list[i].value = mask(m.name, m.value)
 		}
+		return object(list)
 	}
-	return object(list)
+	var text string
+	var entries []json.RawMessage
+	switch {
+	case json.Unmarshal(raw, &text) == nil:
+		hidden := text
+		if file, _, found := strings.Cut(text, ":"); found && strings.EqualFold(key, "image_dec_keys") {
+			hidden = file + ":" + masked
+		} else if scheme, rest, found := strings.Cut(text, "://"); found {
+			authority, path, _ := strings.Cut(rest, "/")
+			if i := strings.LastIndexByte(authority, '@'); i >= 0 {
+				hidden = scheme + "://" + masked + strings.TrimSuffix(authority[i:]+"/"+path, "/")
+			}
+		}
+		if hidden != text {
+			raw, _ = json.Marshal(hidden) // a string
+		}
+	case json.Unmarshal(raw, &entries) == nil && entries != nil:
+		for i := range entries {
+			entries[i] = mask(key, entries[i])
+		}
+		raw, _ = json.Marshal(entries) // of JSON
+	}
+	return raw
 }
 
 // A member is a key of an object and its value. The order of keys is that of whoever wrote them.

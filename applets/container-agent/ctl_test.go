@@ -42,6 +42,8 @@ func TestConfigurationIsEdited(t *testing.T) {
 		{before: ``, stdin: "mypass\n", args: "add-registry --hostname myhost --username myuser --password-stdin", after: registry, systemctl: reload},
 		{before: `{}`, stdin: "mypass", args: "-r add-registry -h myhost -u myuser --password-stdin", after: registry},
 		{before: registry, args: "add-registry -h myhost -u myuser -p mypass", stderr: "No difference"},
+		{before: `{}`, args: "add-registry -h ghcr.io -u github -p mypass", after: strings.NewReplacer("myhost", "ghcr.io", "myuser", "github").Replace(registry), systemctl: reload,
+			stdout: `"ghcr.io"`},
 		{before: `{}`, args: "add-registry -h myhost -u myuser", code: 2, stderr: "--password-file"},
 		{before: `{}`, args: "add-registry -u myuser -p x", code: 2, stderr: "hostname"},
 		{before: `{}`, args: "add-registry -h https://a/ -u myuser -p x", code: 2, stderr: "HOST:PORT"},
@@ -68,6 +70,9 @@ func TestConfigurationIsEdited(t *testing.T) {
 		{before: `{}`, args: "set-value containers.image_expire 24h", code: 1, stderr: "containers.image_expire: unknown key"},
 		{before: `{}`, args: "set-value log.log_level LOUD", code: 1, stderr: "DEBUG or TRACE"},
 		{before: `{"log":1}`, args: "set-value log.log_level DEBUG", code: 1, stderr: "not in an object"},
+		{before: `{"connection":{"client_username":"u"}}`, args: "set-value connection.client_password mypass", systemctl: restart, stderr: "standard input",
+			stdout: `"client_password": "***"`, after: "{\n  \"connection\": {\n    \"client_username\": \"u\",\n    \"client_password\": \"mypass\"\n  }\n}\n"},
+		{before: `{}`, args: "set-value connection.client_password mypass", code: 1, stderr: "client_username: empty"},
 		{before: `{}`, args: "set-value log.log_level", code: 2, stderr: "2 arguments"},
 		{before: `{}`, args: "add-entry log.log_level x", code: 1, stderr: "expected a string, found a list"},
 		{before: `{`, args: "set-value log.log_level DEBUG", code: 1, stderr: "not JSON"},
@@ -110,6 +115,53 @@ func TestPasswordIsReadFromAFile(t *testing.T) {
 	}
 }
 
+func TestSecretsAreMaskedWhereverTheyAre(t *testing.T) {
+	for before, want := range map[string]string{
+		`{"a":{"Password":"x"},"client_password":"y","b":[{"password":"z"}]}`:     `{"a":{"Password":"***"},"client_password":"***","b":[{"password":"***"}]}`,
+		`{"password":["x"],"client_password":{"x":1}}`:                            `{"password":"***","client_password":"***"}`,
+		`{"client_password":"","password_file":"/p","passwords":1.50}`:            `{"client_password":"","password_file":"/p","passwords":1.50}`,
+		`{"image_dec_keys":["/k:x","/k:x:y","/l"],"Image_Dec_Keys":"/k:x"}`:       `{"image_dec_keys":["/k:***","/k:***","/l"],"Image_Dec_Keys":"/k:***"}`,
+		`{"broker_url":"tcp://u:x@h:1","x":["http://x@h/p@q"]}`:                   `{"broker_url":"tcp://***@h:1","x":["http://***@h/p@q"]}`,
+		`{"broker_url":"tcp://h:1","x":"http://h/p@q","y":"a@b","z":[],"n":null}`: `{"broker_url":"tcp://h:1","x":"http://h/p@q","y":"a@b","z":[],"n":null}`,
+	} {
+		if got := mask("", []byte(before)); string(got) != want {
+			t.Errorf("%s becomes %s, want %s", before, got, want)
+		}
+	}
+}
+
+func TestFileWithSecretsIsOnlyForItsOwner(t *testing.T) {
+	for before, want := range map[string]os.FileMode{
+		`{}`: 0o644,
+		`{"connection":{"client_username":"u","client_password":"x"}}`:      0o600,
+		`{"containers":{"image_dec_keys":["/k:x"]}}`:                        0o600,
+		`{"containers":{"image_dec_keys":["/k"]}}`:                          0o644,
+		`{"connection":{"broker_url":"tcp://u:x@h"}}`:                       0o600,
+		`{"containers":{"registry_configurations":{"h":{"transport":{}}}}}`: 0o644,
+	} {
+		file := filepath.Join(t.TempDir(), "c.json")
+		if err := os.WriteFile(file, []byte(before), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		code, stdout, stderr, _ := edits(t, file, "", "set-value", "log.log_level", "DEBUG")
+		if fi, err := os.Stat(file); err != nil || fi.Mode().Perm() != want || code != 0 {
+			t.Errorf("%s: exit code %d, %s%s: %v, %v, want %v", before, code, stdout, stderr, fi.Mode(), err, want)
+		}
+	}
+}
+
+func TestPasswordIsReadFromStandardInput(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.json")
+	if err := os.WriteFile(file, []byte(`{"connection":{"client_username":"u"}}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr, _ := edits(t, file, "mypass\n", "set-value", "connection.client_password", "-")
+	data, err := os.ReadFile(file)
+	if code != 0 || stderr != "" || strings.Contains(stdout, "mypass") || err != nil || !strings.Contains(string(data), `"client_password": "mypass"`) {
+		t.Errorf("exit code %d, %s%s, %s, %v", code, stdout, stderr, data, err)
+	}
+}
+
 func FuzzEdit(f *testing.F) {
 	f.Add([]byte(`{"a":{"b":[1,2],"password":"x"},"c":null}`), "a.b", []byte(`"v"`))
 	f.Add([]byte(`{}`), "a.b.c", []byte(`1`))
@@ -122,6 +174,6 @@ func FuzzEdit(f *testing.F) {
 		if got := lookup(after, path); !bytes.Equal(got, value) {
 			t.Errorf("%s is %s in %s, want %s", key, got, after, value)
 		}
-		mask(after)
+		mask("", after)
 	})
 }
