@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -37,7 +38,7 @@ type Config struct {
 	MTU     int    // 0: 1500
 	ICC     bool   // containers reach each other
 	Rules   bool   // make firewall rules; without them there is no way in, and only one out if others make it
-	Forward bool   // switch forwarding on
+	Forward bool   // switch forwarding on, if it is not; with rules, only for containers
 	Masq    bool   // hide containers behind the addresses of the host
 
 	HostFiles string // directory of the host's hosts and resolv.conf; empty: /etc
@@ -54,6 +55,7 @@ type Network struct {
 	bridge    netip.Prefix // address of the bridge and its network, once it is there
 	sandboxes map[string]*sandbox
 	rules     string // a description of those that are in force
+	ours      forwarding
 }
 
 // sandbox is the place of one container. It is kept in a file.
@@ -142,7 +144,7 @@ func (n *Network) connect(s *sandbox, ports []ctrmodel.Port) error {
 	if err := n.plugIn(s); err != nil {
 		return err
 	}
-	if err := n.applyRules(); err != nil {
+	if err := n.passOn(); err != nil {
 		return err
 	}
 	n.forgetFlows(s)
@@ -183,9 +185,12 @@ func (n *Network) Restore(ctx context.Context, ids []string) error {
 		s.release()
 	}
 	clear(n.sandboxes)
-	n.bridge, n.rules = netip.Prefix{}, ""
+	n.bridge, n.rules, n.ours = netip.Prefix{}, "", n.loadForwarding()
 	for _, id := range ids {
 		s, err := n.load(id)
+		if errors.Is(err, fs.ErrNotExist) && !isNetNS(n.netNS(id)) { // the machine has been started since
+			continue
+		}
 		if err == nil && s.bridged() && !isNetNS(n.netNS(id)) {
 			err = errors.New("its namespace is gone")
 		}
@@ -205,7 +210,7 @@ func (n *Network) Restore(ctx context.Context, ids []string) error {
 	}
 	if err := n.raiseBridge(); err != nil {
 		n.cfg.Log.Error("containers have no network", "err", err)
-	} else if err := n.applyRules(); err != nil {
+	} else if err := n.passOn(); err != nil {
 		n.cfg.Log.Error("containers have no network beyond the host", "err", err)
 	}
 	n.refresh()

@@ -277,6 +277,13 @@ func ask(netNS, network, at string) (answer string) {
 	return answer
 }
 
+// awaitAnswer waits for IPv6: the kernel takes up to a second to notice that a new bridge and the cable outside are connected.
+func awaitAnswer(netNS, at string) {
+	for begin := time.Now(); ask(netNS, "tcp", at) == "" && time.Since(begin) < 5*time.Second; {
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 func wantAnswer(t *testing.T, netNS, network, at, want string) {
 	t.Helper()
 	if got := ask(netNS, network, at); got != want {
@@ -704,11 +711,7 @@ func TestIPv6(t *testing.T) {
 	serve(t, second, "two", "udp6", ":80")
 	serve(t, worldNS, "world", "tcp6", "["+worldIP6+"]:80")
 	bridge := n.map6(n.bridge.Addr()).String()
-	for range 10 { // the kernel takes up to a second to notice that a new bridge and the cable outside are connected
-		if ask(first, "tcp", "["+worldIP6+"]:80") != "" {
-			break
-		}
-	}
+	awaitAnswer(first, "["+worldIP6+"]:80")
 	for _, test := range []struct{ from, network, at, want string }{
 		{first, "tcp", "[" + worldIP6 + "]:80", "world " + hostIP6},
 		{second, "tcp", "[" + ip + "]:80", "one " + n.sandboxes[two.ID].IP6.String()},

@@ -28,7 +28,7 @@ func (n *Network) applyRules() error {
 	for _, s := range n.sorted() {
 		ports = append(ports, s.Ports...)
 	}
-	want := fmt.Sprint(n.cfg.Rules, n.bridge, ports)
+	want := fmt.Sprint(n.cfg.Rules, n.bridge, ports, n.ours)
 	conn, err := nftables.New(nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
 		return errors.Join(c.SetReadBuffer(4<<20), c.SetWriteBuffer(4<<20)) // all rules and all answers at once
 	}))
@@ -132,6 +132,13 @@ func (n *Network) addRules(w *ruleWriter, ports []published) {
 	}
 	w.add(in, verdict(expr.VerdictAccept))
 	w.add(out, verdict(expr.VerdictDrop)) // what no container has published
+	// The rest has nothing to do with containers. A host that did not forward does not begin to because of us.
+	if n.ours.IP4 {
+		w.add(family(netip.IPv4Unspecified()), verdict(expr.VerdictDrop))
+	}
+	if n.ours.IP6 {
+		w.add(family(netip.IPv6Unspecified()), verdict(expr.VerdictDrop))
+	}
 }
 
 func device(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {

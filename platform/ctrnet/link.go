@@ -62,7 +62,7 @@ func (n *Network) raiseBridge() error {
 	if link.Type() != "bridge" {
 		return fmt.Errorf("bridge %s: there is a device of this name that is no bridge but %s", n.cfg.Bridge, link.Type())
 	}
-	if err := errors.Join(n.setSysctls(), n.setUpBridge(link)); err != nil {
+	if err := errors.Join(n.allowBridge(), n.setUpBridge(link)); err != nil {
 		return fmt.Errorf("bridge %s: %w", n.cfg.Bridge, err)
 	}
 	return nil
@@ -239,40 +239,6 @@ func (n *Network) sweepLinks() error {
 	}
 	if idle && bridge.Type() == "bridge" {
 		return netlink.LinkDel(bridge)
-	}
-	return nil
-}
-
-// setSysctls makes the kernel pass packets on.
-func (n *Network) setSysctls() error {
-	// From the host's own loopback address to a published port.
-	settings := [][2]string{{"ipv4/conf/" + n.cfg.Bridge + "/route_localnet", "1"}}
-	if n.cfg.IPv6 {
-		conf := "ipv6/conf/" + n.cfg.Bridge
-		// The kernel finds no neighbour to pass a packet on to before its own address is sure to be the only one.
-		settings = append(settings, [2]string{conf + "/accept_dad", "0"}, [2]string{conf + "/disable_ipv6", "0"})
-	}
-	if n.cfg.Forward {
-		settings = append(settings, [2]string{"ipv4/ip_forward", "1"})
-		if n.cfg.IPv6 {
-			// A host that forwards no longer listens to routers, unless it is told to.
-			confs, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
-			for _, path := range confs {
-				if text, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(text)) == "1" {
-					settings = append(settings, [2]string{strings.TrimPrefix(path, "/proc/sys/net/"), "2"})
-				}
-			}
-			settings = append(settings, [2]string{"ipv6/conf/all/forwarding", "1"})
-		}
-	}
-	for _, s := range settings {
-		path := "/proc/sys/net/" + s[0]
-		if text, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(text)) == s[1] {
-			continue // it may be read-only
-		}
-		if err := os.WriteFile(path, []byte(s[1]), 0); err != nil {
-			return fmt.Errorf("set what the kernel passes on: %w", err)
-		}
 	}
 	return nil
 }

@@ -204,6 +204,38 @@ func TestNamesFollowChangesOfTheHost(t *testing.T) {
 	t.Errorf("hosts:\n%s\nresolv.conf:\n%s\nport: %s", read(t, c.HostsPath), read(t, c.ResolvConfPath), ask(worldNS, "tcp", hostIP+":8080"))
 }
 
+func FuzzHostFiles(f *testing.F) {
+	f.Add("127.0.0.1 localhost\n10.0.0.7 vehicle", "nameserver 127.0.0.53\nnameserver 10.0.0.1\noptions ndots:2\n", "db:container_one-host")
+	f.Add("", "nameserver fe80::1%eth0\r\nnameserver\nnameserver ::ffff:10.0.0.1 x", "six:[fd00::1]")
+	f.Fuzz(func(t *testing.T, hosts, resolv, extra string) {
+		n := &Network{cfg: config(t.TempDir())}
+		check(os.WriteFile(filepath.Join(n.cfg.HostFiles, "hosts"), []byte(hosts), 0o600))
+		check(os.WriteFile(filepath.Join(n.cfg.HostFiles, "resolv.conf"), []byte(resolv), 0o600))
+		n.nameservers()
+		for _, mode := range []string{ctrmodel.BridgeNetwork, ctrmodel.HostNetwork, ctrmodel.NoNetwork} {
+			s := &sandbox{ID: "one", Name: "one", HostName: "one-host", DomainName: "d", Mode: mode, ExtraHosts: []string{extra}, unresolved: map[string]string{}}
+			s.IP4 = netip.MustParseAddr("172.17.0.2")
+			n.sandboxes = map[string]*sandbox{s.ID: s}
+			names, owner := n.names()
+			text := n.hosts(s, names, owner)
+			if !strings.HasSuffix(text, "\n") {
+				t.Errorf("hosts of %s: %q", mode, text)
+			}
+			if mode == ctrmodel.HostNetwork {
+				continue
+			}
+			if i := strings.Count(text, "\n"); i > 8 { // six of its own, itself, and one extra host
+				t.Errorf("hosts of %s has %d lines: %q", mode, i, text)
+			}
+			for line := range strings.Lines(n.resolvConf(s)) {
+				if ip, ok := nameserver(line); ok && (mode == ctrmodel.NoNetwork || !reachable(ip) || !ip.Is4()) {
+					t.Errorf("%s cannot ask %q", mode, line)
+				}
+			}
+		}
+	})
+}
+
 func FuzzSandboxFile(f *testing.F) {
 	f.Add([]byte(`{"ID":"x","Mode":"bridge","Bridge":"172.17.0.1/16","IP4":"172.17.0.2","Ports":[{"Proto":"tcp","Host":"0.0.0.0:1","Target":"172.17.0.2:2"}]}`))
 	f.Add([]byte(`{"ID":"x","Mode":"bridge","Bridge":"fd00::/8","IP4":"fd00::1","Ports":[{}]}`))

@@ -51,5 +51,5 @@ func (n *Network) repair() error {
 		return nil
 	}
 	n.refresh()
-	return errors.Join(n.raiseBridge(), n.applyRules())
+	return errors.Join(n.raiseBridge(), n.passOn())
 }
