@@ -27,6 +27,29 @@ import (
 	"sdvbox/testing/ctrd"
 )
 
+// OwnHost runs the tests of a package on a host of their own, as far as networks and mounts go. To be called by TestMain.
+func OwnHost(m *testing.M) {
+	const own = "CTRAGENT_OWN_HOST"
+	if os.Geteuid() != 0 { // the tests say so
+		os.Exit(m.Run())
+	}
+	if os.Getenv(own) != "" {
+		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+			fmt.Printf("make a host for the test: %v: %s\n", err, out)
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), own+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Run(); err != nil {
+		fmt.Println("on the host of the test:", err)
+		os.Exit(1)
+	}
+}
+
 // Build builds sdvbox.
 func Build(tb testing.TB) (path string) {
 	tb.Helper()
@@ -222,10 +245,15 @@ func (a *Agent) Eventually(limit time.Duration, what string, is func() bool) {
 	}
 }
 
-// Run runs another applet of the same build, as kanto-cm, with this agent.
+// Command is another applet of the same build, as kanto-cm, with this agent.
+func (a *Agent) Command(applet string, args ...string) *exec.Cmd {
+	return exec.CommandContext(a.tb.Context(), a.program, append([]string{applet, "--host", a.Socket}, args...)...)
+}
+
+// Run runs such a command.
 func (a *Agent) Run(applet string, args ...string) (stdout, stderr string, code int) {
 	a.tb.Helper()
-	cmd := exec.CommandContext(a.tb.Context(), a.program, append([]string{applet, "--host", a.Socket}, args...)...)
+	cmd := a.Command(applet, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {

@@ -92,6 +92,9 @@ type Registry struct {
 	instead func(w http.ResponseWriter, r *http.Request) bool
 }
 
+// NewRegistry returns a registry for a server of somebody else.
+func NewRegistry(images ...*Image) *Registry { return &Registry{images: images} }
+
 // Serve starts a registry. Requests for which instead returns true have been answered by it, as badly as it likes.
 func Serve(tb testing.TB, instead func(w http.ResponseWriter, r *http.Request) bool, images ...*Image) *Registry {
 	r := &Registry{images: images, instead: instead}
