@@ -74,12 +74,15 @@ func TestHostDoesNotBecomeARouterBecauseOfContainers(t *testing.T) {
 			for _, name := range []string{forward4, forward6} {
 				check(setSysctl(name, test.before))
 			}
-			serve(t, newSide(t), "side", "tcp", ":80")
-			serve(t, worldNS, "world", "tcp", ":81")
+			side := newSide(t)
+			for _, network := range []string{"tcp4", "tcp6"} {
+				serve(t, side, "side", network, ":80")
+				serve(t, worldNS, "world", network, ":81")
+			}
 			n := newNetwork(t, func(c *Config) { c.IPv6 = true })
 			c := container("one", "8080:80")
 			netNS := attach(t, n, c)
-			serve(t, netNS, "one", "tcp", ":80")
+			serve(t, netNS, "one", "tcp4", ":80")
 			six := func(from, at, want string) {
 				t.Helper()
 				if want != "" {
