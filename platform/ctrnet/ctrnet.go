@@ -71,7 +71,7 @@ type sandbox struct {
 	ExtraHosts []string     `json:",omitempty"`
 	Ports      []published  `json:",omitempty"`
 
-	held       []int             // sockets that keep the ports from others
+	held       map[published]int // sockets that keep the ports from others
 	unresolved map[string]string // extra hosts that lead nowhere, and why
 }
 
@@ -205,7 +205,7 @@ func (n *Network) Restore(ctx context.Context, ids []string) error {
 	}
 	for _, s := range n.sandboxes {
 		if err := s.holdAgain(); err != nil {
-			n.cfg.Log.Warn("another program listens on a port of a container", "container", s.Name, "err", err)
+			n.cfg.Log.Warn("another program has a port that leads to a container", "container", s.Name, "err", err)
 		}
 	}
 	if err := n.raiseBridge(); err != nil {

@@ -494,6 +494,25 @@ func TestPortIsFreeAfterTheContainer(t *testing.T) {
 	l.Close()
 }
 
+func TestPortThatSomebodyTookWhileNoAgentWasThereIsHeldAgain(t *testing.T) {
+	n := newNetwork(t, nil)
+	c := container("one", "40100:80")
+	serve(t, attach(t, n, c), "one", "tcp4", ":80")
+	n.kill()
+	serve(t, worldNS, "world", "tcp4", worldIP+":80")
+	out, err := (&net.Dialer{LocalAddr: &net.TCPAddr{Port: 40100}}).Dial("tcp4", worldIP+":80") // as the kernel may choose
+	check(err)
+	n = restart(t, n, c.ID)
+	wantAnswer(t, worldNS, "tcp", hostIP+":40100", "one "+worldIP)
+	check(out.(*net.TCPConn).SetLinger(0))
+	out.Close()
+	check(n.repair())
+	if l, err := net.Listen("tcp4", ":40100"); err == nil {
+		l.Close()
+		t.Error("a program can listen on the port of a container")
+	}
+}
+
 func TestAttachFillsInWhereTheContainerIs(t *testing.T) {
 	n := newNetwork(t, func(c *Config) { c.IP4, c.Fixed4, c.MTU = "10.77.0.1/16", "10.77.9.0/24", 1400 })
 	c := container("one")

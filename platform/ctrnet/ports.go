@@ -58,7 +58,6 @@ func (s *sandbox) hostIPs(p ctrmodel.Port) ([]netip.Addr, error) {
 func (n *Network) publishOne(s *sandbox, p ctrmodel.Port, ips []netip.Addr) error {
 	var err error
 	for port := uint32(p.HostPort); port <= uint32(max(p.HostPort, p.HostPortEnd)); port++ {
-		before := len(s.held)
 		var list []published
 		for _, ip := range ips {
 			target := s.IP4
@@ -75,7 +74,9 @@ func (n *Network) publishOne(s *sandbox, p ctrmodel.Port, ips []netip.Addr) erro
 			s.Ports = append(s.Ports, list...)
 			return nil
 		}
-		s.releaseFrom(before)
+		for _, one := range list {
+			s.letGo(one)
+		}
 		if !errors.Is(err, unix.EADDRINUSE) {
 			break
 		}
@@ -100,17 +101,20 @@ func sameHost(a, b netip.Addr) bool {
 	return a.BitLen() == b.BitLen() && (a == b || a.IsUnspecified() || b.IsUnspecified())
 }
 
-// hold keeps a port from other programs by a socket that is bound and does not listen. SCTP is seldom in the kernel; there
-// nobody is kept away.
+// hold keeps a port from other programs, and from being the near end of their connections, by a socket that is bound and does
+// not listen. SCTP is seldom in the kernel; there nobody is kept away.
 func (s *sandbox) hold(p published) error {
-	if p.Proto == "sctp" {
+	if _, held := s.held[p]; held || p.Proto == "sctp" {
 		return nil
 	}
 	fd, err := bind(p)
 	if err != nil {
 		return fmt.Errorf("port %s of the host: %w", p, err)
 	}
-	s.held = append(s.held, fd)
+	if s.held == nil {
+		s.held = map[published]int{}
+	}
+	s.held[p] = fd
 	return nil
 }
 
@@ -149,7 +153,7 @@ func bind(p published) (fd int, err error) {
 	return fd, nil
 }
 
-// holdAgain holds the ports of a sandbox whose agent has ended.
+// holdAgain holds the ports of a sandbox that are not held, because its agent has ended or somebody else has got them since.
 func (s *sandbox) holdAgain() error {
 	var errs []error
 	for _, p := range s.Ports {
@@ -158,14 +162,18 @@ func (s *sandbox) holdAgain() error {
 	return errors.Join(errs...)
 }
 
-// release gives the ports free.
-func (s *sandbox) release() { s.releaseFrom(0) }
-
-func (s *sandbox) releaseFrom(i int) {
-	for _, fd := range s.held[i:] {
-		unix.Close(fd)
+// release lets go of all ports.
+func (s *sandbox) release() {
+	for p := range s.held {
+		s.letGo(p)
 	}
-	s.held = s.held[:i]
+}
+
+func (s *sandbox) letGo(p published) {
+	if fd, held := s.held[p]; held {
+		unix.Close(fd)
+		delete(s.held, p)
+	}
 }
 
 // forgetFlows makes the kernel decide anew about datagrams that have come to the published ports before they were.

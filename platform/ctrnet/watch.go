@@ -51,5 +51,8 @@ func (n *Network) repair() error {
 		return nil
 	}
 	n.refresh()
+	for _, s := range n.sandboxes {
+		s.holdAgain() // has been said
+	}
 	return errors.Join(n.raiseBridge(), n.passOn())
 }
