@@ -46,7 +46,7 @@ always:
 # The files of an applet lie next to it: systemd units NAME.service, drop-ins
 # UNIT.d/NAME.conf, and configuration in etc/ as it goes below /etc.
 dirs    = $(filter-out $(if $(slim),applets/container-agent applets/kanto-cm),$(wildcard applets/*))
-units   = $(wildcard $(foreach t,service target timer socket path mount preset,$(dirs:=/*.$t)))
+units   = $(wildcard $(foreach t,service target timer socket path mount preset network,$(dirs:=/*.$t)))
 dropins = $(wildcard $(dirs:=/*.d/*.conf))
 configs = $(shell find $(wildcard $(dirs:=/etc)) -type f)
 
@@ -64,7 +64,7 @@ install: $(BUILD)/linux-$(ARCH)/sdvbox $(box) ## install for ARCH below DESTDIR 
 	$(box) --install $(bindir) --target sdvbox
 	$(box) --install-compat $(compatdir) --target ../../../bin/sdvbox
 	for f in $(units) $(dropins); do \
-		case $$f in *.preset) dir=system-preset;; *) dir=system;; esac; \
+		case $$f in *.preset) dir=system-preset;; *.network) dir=network;; *) dir=system;; esac; \
 		sed 's,/usr/\(bin\|lib/sdvbox\)/,$(PREFIX)/\1/,g' $$f | install -D -m 644 /dev/stdin $(systemddir)/$$dir/$${f#applets/*/}; \
 	done
 	for f in $(configs); do \

@@ -29,18 +29,19 @@ type Image struct {
 
 // NewImage makes an image with some files, which are programs.
 func NewImage(ref string, config v1.ImageConfig, files map[string][]byte) *Image {
-	return newImage(ref, config, pack(files))
+	layer := pack(files)
+	return LayerImage(ref, config, v1.MediaTypeImageLayer, layer, layer)
 }
 
-// newImage makes an image of an archive.
-func newImage(ref string, config v1.ImageConfig, layer []byte) *Image {
+// LayerImage makes an image of a layer, which need not be what it claims to be.
+func LayerImage(ref string, config v1.ImageConfig, mediaType string, packed, plain []byte) *Image {
 	i := &Image{Ref: ref, Blobs: map[digest.Digest][]byte{}}
-	i.Layer = i.add(v1.MediaTypeImageLayer, layer)
+	i.Layer = i.add(mediaType, packed)
 	i.Manifest = i.add(v1.MediaTypeImageManifest, v1.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Layers: []v1.Descriptor{i.Layer},
 		Config: i.add(v1.MediaTypeImageConfig, v1.Image{
 			Platform: v1.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}, Config: config,
-			RootFS: v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{i.Layer.Digest}},
+			RootFS: v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(plain)}},
 		}),
 	})
 	return i
@@ -87,8 +88,7 @@ func pack(files map[string][]byte) []byte {
 type Registry struct {
 	Host string
 
-	images []*Image
-	// Instead answers a request if it returns true.
+	images  []*Image
 	instead func(w http.ResponseWriter, r *http.Request) bool
 }
 

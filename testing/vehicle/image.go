@@ -101,6 +101,9 @@ func (b *Builder) Image(ctx context.Context, i Image) (string, error) {
 		if err := run(ctx, "chroot", dir, "systemd-sysusers"); err != nil {
 			return err
 		}
+		if err := run(ctx, "chroot", dir, "sdv-kanto-ctl", "add-entry", "--no-reload", "containers.insecure_registries", Host); err != nil {
+			return err
+		}
 		for _, name := range []string{"data", "grubenv"} {
 			if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
 				return err
