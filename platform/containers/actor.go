@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -40,7 +41,7 @@ type actor struct {
 	again   chan struct{} // what there is may have changed
 	gone    chan struct{} // closed when the container is
 	current atomic.Pointer[order]
-	view    atomic.Pointer[ctrmodel.Container] // what others see, never changed
+	view    atomic.Pointer[record] // what others see, never changed
 	oom     atomic.Bool
 	looked  chan struct{} // closed when what there is of it has been seen for the first time
 	inside  bool          // there is a process, or may be; the engine's lock is for it
@@ -52,6 +53,7 @@ type actor struct {
 	waiting bool        // for the restart policy's pause
 	stuck   bool        // the end of the process could not be dealt with, which the timer repeats
 	held    bool        // at rest for a while, whatever is wanted
+	unclean bool        // something may be left of a process that has not been started
 	pauses  pauses
 	said    string // the last failure, to be said once
 }
@@ -77,7 +79,7 @@ func (p *process) alive() bool {
 
 func newActor(e *Engine, r *record) *actor {
 	a := &actor{e: e, id: r.ID, rec: r, orders: make(chan *order), again: make(chan struct{}, 1), gone: make(chan struct{}), looked: make(chan struct{}), inside: true}
-	a.view.Store(r.Container.Clone())
+	a.view.Store(r.clone())
 	return a
 }
 
@@ -187,21 +189,19 @@ func (a *actor) resting() bool {
 
 // settle takes the container to its goal. The options are for a process that has to be ended on the way.
 func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
-	is, err := a.e.look(ctx, a.id)
+	is, err := a.see(ctx)
 	if err != nil {
 		return err
 	}
 	defer a.settled()
 	is.Watched, is.Recorded = a.proc.alive(), a.rec.State.HasProcess() || a.proc != nil
+	is.Object = is.Object || a.unclean
 	killed := false
 	goal := a.goal()
 	for _, step := range Reconcile(goal, is) {
 		switch step {
 		case Prepare:
-			err = a.e.backend.Prepare(ctx, &a.rec.Container)
-			if err != nil && ctrmodel.KindOf(err) != ctrmodel.Unavailable {
-				err = notLaunched{err}
-			}
+			err = a.prepare(ctx)
 		case Adopt:
 			err = a.adopt(ctx, is.Task == TaskPaused)
 		case Kill:
@@ -210,7 +210,7 @@ func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
 		case Collect:
 			err = a.collect(ctx, killed, is.Task == TaskEnded)
 		case Release:
-			err = a.bounded(ctx, a.e.backend.Release)
+			err = a.release(ctx)
 		case Launch:
 			err = a.launch(ctx)
 		case Discard:
@@ -228,16 +228,38 @@ func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
 	return nil
 }
 
-func (e *Engine) look(ctx context.Context, id string) (Actual, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.times.call)
+func (a *actor) see(ctx context.Context) (Actual, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.e.times.call)
 	defer cancel()
-	return e.backend.Look(ctx, id)
+	return a.e.backend.Look(ctx, a.id)
 }
 
 func (a *actor) bounded(ctx context.Context, step func(context.Context, *ctrmodel.Container) error) error {
 	ctx, cancel := context.WithTimeout(ctx, a.e.times.call)
 	defer cancel()
 	return step(ctx, &a.rec.Container)
+}
+
+// prepare gets the image and makes the file system.
+func (a *actor) prepare(ctx context.Context) error {
+	digest, err := a.e.backend.Prepare(ctx, &a.rec.Container)
+	if err != nil {
+		if ctrmodel.KindOf(err) != ctrmodel.Unavailable {
+			err = notLaunched{err}
+		}
+		return err
+	}
+	a.rec.Digest = digest
+	return a.save()
+}
+
+// release clears away what a process needs. What fails must not be forgotten: nobody but the actor may know of it.
+func (a *actor) release(ctx context.Context) error {
+	err := a.bounded(ctx, a.e.backend.Release)
+	if a.unclean = err != nil; a.unclean {
+		a.wait(a.e.times.retry)
+	}
+	return err
 }
 
 // keep is settle when nobody asked for it: failures are a matter of the restart policy, or of time.
@@ -334,10 +356,10 @@ func (a *actor) commit(what ctrmodel.Action) {
 }
 
 func (a *actor) publish(what ctrmodel.Action) {
-	c := a.rec.Container.Clone()
-	a.view.Store(c)
+	r := a.rec.clone()
+	a.view.Store(r)
 	if what != "" {
-		a.e.events.publish(ctrmodel.Event{Time: time.Now(), Action: what, Container: c})
+		a.e.events.publish(ctrmodel.Event{Time: time.Now(), Action: what, Container: &r.Container})
 	}
 }
 
@@ -384,21 +406,28 @@ func (a *actor) launch(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	if a.rec.Digest == "" { // of an agent that did not keep it
+		if err := a.prepare(ctx); err != nil {
+			return err
+		}
+	}
 	a.oom.Store(false)
+	before := a.rec.State
 	bound, cancel := context.WithTimeout(ctx, a.e.times.call)
 	defer cancel()
-	pid, err := a.e.backend.Launch(bound, &a.rec.Container)
+	pid, err := a.e.backend.Launch(bound, &a.rec.Container, a.rec.Digest)
 	if err != nil {
 		// Whatever has been made must not be in the way of the next attempt, even if this one has been interrupted.
-		if rerr := a.bounded(context.WithoutCancel(ctx), a.e.backend.Release); rerr != nil {
+		if rerr := a.release(context.WithoutCancel(ctx)); rerr != nil {
 			a.e.Log.Warn("cannot clear away a failed start", "container", a.rec.Name, "error", rerr)
 		}
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
 		a.rec.NetworkSettings = nil
-		a.rec.State.SetNotStarted(err.Error())
-		a.commit(ctrmodel.ActionStopped)
+		if a.rec.State.SetNotStarted(err.Error()); a.rec.State != before {
+			a.commit(ctrmodel.ActionStopped)
+		}
 		if ctrmodel.KindOf(err) == ctrmodel.Unavailable {
 			return err
 		}
@@ -407,7 +436,7 @@ func (a *actor) launch(ctx context.Context) error {
 	now := time.Now()
 	a.watch(now)
 	a.rec.State.SetRunning(pid, now)
-	a.rec.StartedBefore = true
+	a.rec.StartedBefore, a.rec.Boot = true, a.e.boot
 	a.commit(ctrmodel.ActionRunning)
 	return nil
 }
@@ -428,7 +457,7 @@ func (a *actor) adopt(ctx context.Context, paused bool) error {
 	if !before.HasProcess() {
 		a.rec.State.SetRunning(pid, since)
 	}
-	a.rec.State.PID, a.rec.StartedBefore = pid, true
+	a.rec.State.PID, a.rec.StartedBefore, a.rec.Boot = pid, true, a.e.boot
 	switch {
 	case paused:
 		a.rec.State.SetPaused()
@@ -437,6 +466,8 @@ func (a *actor) adopt(ctx context.Context, paused bool) error {
 	}
 	if a.rec.State != before {
 		a.commit(ctrmodel.ActionRunning)
+	} else if !reflect.DeepEqual(a.rec, a.view.Load()) {
+		a.commit("")
 	}
 	return nil
 }
@@ -518,7 +549,7 @@ func (a *actor) collect(ctx context.Context, killed, known bool) error {
 			reason = "killed because its memory was used up"
 		}
 		a.rec.State.SetExited(exit.Code, exit.At, oom, reason)
-		if exit.Lost && restored {
+		if exit.Lost && restored && a.rec.Boot != a.e.boot {
 			// It did not end by itself: the machine was restarted. That is no failure to be counted.
 			a.rec.Run = again(a.rec.HostConfig.RestartPolicy, true, 0)
 			a.waiting = true

@@ -42,13 +42,17 @@ func (m *mortal) step(do func() error) error {
 	select {}
 }
 
-func (m *mortal) Prepare(ctx context.Context, c *ctrmodel.Container) error {
-	return m.step(func() error { return m.fake.Prepare(ctx, c) })
+func (m *mortal) Prepare(ctx context.Context, c *ctrmodel.Container) (digest string, err error) {
+	err = m.step(func() error {
+		digest, err = m.fake.Prepare(ctx, c)
+		return err
+	})
+	return digest, err
 }
 
-func (m *mortal) Launch(ctx context.Context, c *ctrmodel.Container) (pid int64, err error) {
+func (m *mortal) Launch(ctx context.Context, c *ctrmodel.Container, digest string) (pid int64, err error) {
 	err = m.step(func() error {
-		pid, err = m.fake.Launch(ctx, c)
+		pid, err = m.fake.Launch(ctx, c, digest)
 		return err
 	})
 	return pid, err

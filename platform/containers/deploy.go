@@ -166,7 +166,7 @@ func (e *Engine) importArchives(ctx context.Context) (fresh bool) {
 	if d.archives == nil {
 		d.archives, d.broken = map[string]string{}, map[string]string{}
 		if data, err := os.ReadFile(file); err == nil {
-			json.Unmarshal(data, &d.archives) // what is not known is imported again, which does no harm
+			json.Unmarshal(data, &d.archives) // what is not known is imported again; containers stay what they are made of
 		}
 	}
 	for _, dir := range e.Deployment.Archives {
@@ -335,7 +335,11 @@ func (e *Engine) apply(ctx context.Context, d descriptor, applied string, again 
 		c.ID = "" // taken, if only by the one to be replaced
 	}
 	log := e.Log.With("container", c.Name, "file", d.file)
-	switch deploymentFor(d, applied, current, again) {
+	what := deploymentFor(d, applied, current, again)
+	if what > create && e.busy(current.ID) {
+		return true, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "an update of container %s is under way", c.Name)
+	}
+	switch what {
 	case create:
 		log.Info("deploying container")
 		if current, err = e.Create(ctx, c); err != nil {

@@ -16,9 +16,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -51,11 +53,11 @@ type backend interface {
 	// oom for containers that run out of memory. What no container of keep uses, and nobody else, may be cleared away.
 	Connect(ctx context.Context, keep []*ctrmodel.Container, up func(), oom func(id string)) error
 
-	Look(ctx context.Context, id string) (Actual, error) // all but what only the engine knows
-	Prepare(ctx context.Context, c *ctrmodel.Container) error
-	Launch(ctx context.Context, c *ctrmodel.Container) (pid int64, err error) // fills in network and paths
-	Adopt(ctx context.Context, c *ctrmodel.Container) (pid int64, err error)
-	Wait(ctx context.Context, id string) (Exit, error) // until the process has ended; one that is not there is lost
+	Look(ctx context.Context, id string) (Actual, error)                                     // all but what only the engine knows
+	Prepare(ctx context.Context, c *ctrmodel.Container) (digest string, err error)           // of the image
+	Launch(ctx context.Context, c *ctrmodel.Container, digest string) (pid int64, err error) // fills in network and paths
+	Adopt(ctx context.Context, c *ctrmodel.Container) (pid int64, err error)                 // as well
+	Wait(ctx context.Context, id string) (Exit, error)                                       // until the process has ended; one that is not there is lost
 	Kill(ctx context.Context, id string, s syscall.Signal) error
 	Pause(ctx context.Context, id string) error
 	Resume(ctx context.Context, id string) error
@@ -69,9 +71,11 @@ type backend interface {
 	Stats(ctx context.Context, c *ctrmodel.Container) (ctrmodel.Stats, error)
 
 	Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
+	Refresh(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
+	RemoveImage(ctx context.Context, name string) error
 	Import(ctx context.Context, archive string) error
 	Images(ctx context.Context) ([]ctrmodel.StoredImage, error)
-	Collect(ctx context.Context, used map[string]bool) error // images that are not used, if it is time
+	Collect(ctx context.Context, used map[string]bool) error // images of which neither name nor digest is used, if it is time
 
 	Leave() // the agent ends, the containers go on
 }
@@ -98,6 +102,7 @@ type Engine struct {
 	launches chan struct{} // as many as may go on at a time
 	removed  chan struct{} // a container has been
 	deployer deployer
+	boot     string // tells this run of the machine from others
 
 	orphaned chan struct{} // there is one more of the orphans
 
@@ -105,7 +110,6 @@ type Engine struct {
 	actors      map[string]*actor
 	names       map[string]string     // id by name
 	successions map[string]Succession // that are open, by the id of the new container
-	parked      map[string]string     // who has parked a container, by its id
 	orphans     map[string]bool       // successions of the engine's own that have been cut off
 	up          chan struct{}         // closed while there is a connection to containerd
 	down        error                 // why there is none
@@ -130,10 +134,13 @@ func newEngine(cfg Config, b backend) (*Engine, error) {
 		Config: cfg, store: s, backend: b,
 		times:  times{connect: 3 * time.Second, retry: time.Second, call: time.Minute},
 		actors: map[string]*actor{}, names: map[string]string{}, successions: map[string]Succession{},
-		parked: map[string]string{}, orphans: map[string]bool{}, orphaned: make(chan struct{}, 1),
+		orphans: map[string]bool{}, orphaned: make(chan struct{}, 1),
 		launches: make(chan struct{}, 4*runtime.NumCPU()),
 		removed:  make(chan struct{}, 1),
 		up:       make(chan struct{}), down: errors.New("not connected yet"),
+	}
+	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		e.boot = strings.TrimSpace(string(id))
 	}
 	e.life, e.end = context.WithCancel(context.Background())
 	for _, r := range records {
@@ -194,7 +201,7 @@ func (e *Engine) connect(ctx context.Context) {
 	for said := ""; ctx.Err() == nil; {
 		var keep []*ctrmodel.Container
 		for _, a := range e.list() {
-			keep = append(keep, a.view.Load())
+			keep = append(keep, &a.view.Load().Container)
 		}
 		connected := false
 		err := e.backend.Connect(ctx, keep, func() {
@@ -408,7 +415,6 @@ func (e *Engine) drop(a *actor) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.actors, a.id)
-	delete(e.parked, a.id)
 	for _, s := range e.successions { // who waits for this one to go
 		if other := e.actors[s.ID]; s.Replaces == a.id && other != nil {
 			other.look()
@@ -549,6 +555,36 @@ func (e *Engine) Pull(ctx context.Context, name string, progress func(ctrmodel.P
 	return image, err
 }
 
+// Refresh is Pull that asks the registry what the name stands for now. Containers stay what they are made of, see ImageDigest.
+func (e *Engine) Refresh(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	if err := e.connected(ctx); err != nil {
+		return ctrmodel.StoredImage{}, err
+	}
+	image, err := e.backend.Refresh(ctx, name, progress)
+	image.Used = e.usedImages()[name]
+	return image, err
+}
+
+// ImageDigest returns the digest of the image that a container is made of, empty if that is not known.
+func (e *Engine) ImageDigest(id string) (string, error) {
+	a, err := e.actor(id)
+	if err != nil {
+		return "", err
+	}
+	return a.view.Load().Digest, nil
+}
+
+// RemoveImage removes an image that no container has the name of.
+func (e *Engine) RemoveImage(ctx context.Context, name string) error {
+	if e.usedImages()[name] {
+		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "image %s is used by a container", name)
+	}
+	if err := e.connected(ctx); err != nil {
+		return err
+	}
+	return e.backend.RemoveImage(ctx, name)
+}
+
 // Images returns the images that are here.
 func (e *Engine) Images(ctx context.Context) ([]ctrmodel.StoredImage, error) {
 	if err := e.connected(ctx); err != nil {
@@ -562,11 +598,15 @@ func (e *Engine) Images(ctx context.Context) ([]ctrmodel.StoredImage, error) {
 	return list, err
 }
 
-// usedImages are those that a container is made of, by name. One that is being replaced is a container like others.
+// usedImages are those that a container is made of, by name and by digest. One that is being replaced is a container like others.
 func (e *Engine) usedImages() map[string]bool {
 	used := map[string]bool{}
 	for _, a := range e.list() {
-		used[a.view.Load().Image.Name] = true
+		r := a.view.Load()
+		used[r.Image.Name] = true
+		if r.Digest != "" {
+			used[r.Digest] = true
+		}
 	}
 	return used
 }

@@ -310,6 +310,7 @@ func TestContainersComeBackAfterTheMachine(t *testing.T) {
 	stopped := r.running("stopped")
 	r.must(r.Stop(t.Context(), stopped, force))
 	r.stop()
+	r.boot = "another one"
 	for _, b := range r.fake.boxes {
 		b.task = NoTask
 	}
@@ -612,4 +613,163 @@ func TestSubscriberThatDoesNotReadIsLeftBehind(t *testing.T) {
 	if n != backlog {
 		t.Errorf("%d events", n)
 	}
+}
+
+// A process that was lost while the machine ran on has ended somehow, and that is counted; one that ended with the machine has not
+// failed.
+func TestLostProcessIsToldFromARestartOfTheMachine(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	lost := r.running("lost", policy(ctrmodel.RestartAlways, 0))
+	last := r.running("last", policy(ctrmodel.RestartOnFailure, 1))
+	r.fake.exit(last, 1)
+	r.await(last, "restarted", func(c *ctrmodel.Container) bool { return c.RestartCount == 1 && c.State.Running })
+	r.stop()
+	r.fake.boxes[lost].task, r.fake.boxes[last].task = NoTask, NoTask
+	r.start()
+	r.await(lost, "restarted", func(c *ctrmodel.Container) bool { return c.RestartCount == 1 && c.State.Running })
+	if s := r.awaitStatus(last, ctrmodel.Exited).State; s.Error == "" {
+		t.Errorf("nothing tells that the exit code is not known: %+v", s)
+	}
+	r.steady(last, ctrmodel.Exited)
+	r.must(r.Start(t.Context(), last))
+	r.restart() // what is adopted runs in this machine, too
+	r.must(r.Known(t.Context()))
+	r.stop()
+	r.fake.boxes[lost].task, r.fake.boxes[last].task = NoTask, NoTask
+	r.boot = "another one"
+	r.start()
+	for _, id := range []string{lost, last} {
+		r.await(id, "running", func(c *ctrmodel.Container) bool { return c.State.PID == 4711 })
+	}
+	if n := r.get(last).RestartCount; n != 0 {
+		t.Errorf("%d restarts counted", n)
+	}
+}
+
+// The agent was killed after the process had been started, before that was written down.
+func TestAdoptedContainerIsDescribedAsAnyOther(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.make("a")
+	r.stop()
+	killed := r.killed(2, true, false, func(e *Engine) error { return e.Start(context.Background(), id) })
+	if !killed || r.fake.running() != 1 {
+		t.Fatalf("killed: %v, %d processes", killed, r.fake.running())
+	}
+	r.start()
+	c := r.awaitStatus(id, ctrmodel.Running)
+	if c.State.PID != 4712 || c.NetworkSettings == nil || c.HostsPath == "" {
+		t.Errorf("adopted: %+v", c)
+	}
+}
+
+func TestContainerStaysWithItsImage(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := t.Context()
+	id := r.running("a")
+	first, err := r.ImageDigest(id)
+	r.must(err)
+	image, err := r.Refresh(ctx, busybox, nil)
+	if err != nil || image.Digest == first || first == "" {
+		t.Fatalf("refreshed: %+v, was %s, %v", image, first, err)
+	}
+	r.restart()
+	r.must(r.Known(ctx))
+	r.must(r.Restart(ctx, id, force))
+	if got := r.fake.boxes[id].digest; got != first {
+		t.Errorf("started from image %s, made of %s", got, first)
+	}
+	if used := r.usedImages(); !used[first] || !used[busybox] || used[image.Digest] {
+		t.Errorf("images in use: %v", used)
+	}
+	c, err := r.Replace(ctx, id, &ctrmodel.Container{Name: "a", Image: ctrmodel.Image{Name: busybox}})
+	r.must(err)
+	if got, _ := r.ImageDigest(c.ID); got != image.Digest {
+		t.Errorf("made of %s, expected %s", got, image.Digest)
+	}
+	r.wantKind(r.RemoveImage(ctx, busybox), ctrmodel.FailedPrecondition)
+	r.must(r.RemoveImage(ctx, "other"))
+	if fmt.Sprint(r.fake.removed) != "[other]" {
+		t.Errorf("removed %v", r.fake.removed)
+	}
+}
+
+// Nothing is written or told of attempts that all fail in the same way.
+func TestAttemptsThatFailAlikeAreNotWrittenDown(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a")
+	r.stop()
+	r.fake.boxes[id].task = NoTask
+	var tries atomic.Int32
+	r.fake.launch = func(*ctrmodel.Container) error {
+		tries.Add(1)
+		return ctrmodel.Errorf(ctrmodel.Unavailable, "no answer")
+	}
+	r.start()
+	r.await(id, "tried", func(c *ctrmodel.Container) bool { return c.State.Error == "no answer" })
+	events := r.Subscribe(t.Context())
+	file := filepath.Join(r.cfg.StateDir, "containers", id, recordName)
+	before, err := os.Stat(file)
+	r.must(err)
+	for n := tries.Load(); tries.Load() < n+5; {
+		time.Sleep(time.Millisecond)
+	}
+	if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) {
+		t.Errorf("written again, %v", err)
+	}
+	select {
+	case e := <-events:
+		t.Errorf("event %s", e.Action)
+	default:
+	}
+}
+
+// What could not be cleared away after a start that failed is cleared away before the next, and before the end.
+func TestFailedStartIsClearedAwayLater(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.make("a")
+	released := 0
+	r.fake.launch = func(*ctrmodel.Container) error {
+		r.fake.boxes[id].task = NoTask // containerd never had it, but the network had
+		return errDown
+	}
+	r.fake.release = func(string) error {
+		if released++; released == 1 {
+			return errDown
+		}
+		return nil
+	}
+	r.wantKind(r.Start(t.Context(), id), ctrmodel.Unavailable)
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		r.fake.mu.Lock()
+		n := released
+		r.fake.mu.Unlock()
+		if n > 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("never cleared away")
+		}
+	}
+}
+
+func TestPauseThatHangsIsGivenUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a")
+	r.fake.pause = func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	r.do(t.Context(), id, starting, func(a *actor, _ context.Context) error {
+		r.Engine.times.call = 20 * time.Millisecond
+		return nil
+	})
+	r.wantKind(r.Pause(t.Context(), id), ctrmodel.DeadlineExceeded)
+	r.wantKind(r.Unpause(t.Context(), id), ctrmodel.FailedPrecondition)
+	r.steady(id, ctrmodel.Running)
 }

@@ -3,8 +3,10 @@
 package containers
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -28,6 +30,8 @@ type fake struct {
 	alone    bool // there is to be one process at most
 	crowd    bool // there were more
 	imported []string
+	removed  []string        // images
+	moved    int             // how often image names have come to stand for something else
 	used     map[string]bool // when images were collected the last time
 
 	// Behaviour by name of the container.
@@ -36,6 +40,7 @@ type fake struct {
 	kill    func(id string, s syscall.Signal) (ends bool)
 	release func(id string) error
 	discard func(id string) error
+	pause   func(ctx context.Context) error
 	slow    time.Duration // how long it takes to look at a container that runs
 }
 
@@ -46,6 +51,7 @@ type box struct {
 	end      *end
 	limits   ctrmodel.Resources
 	launched int
+	digest   string // of the image
 }
 
 type end struct {
@@ -171,22 +177,25 @@ func (f *fake) Look(_ context.Context, id string) (Actual, error) {
 	return Actual{Snapshot: b.snapshot, Object: b.task != NoTask, Task: b.task}, nil
 }
 
-func (f *fake) Prepare(ctx context.Context, c *ctrmodel.Container) error {
+func (f *fake) Prepare(ctx context.Context, c *ctrmodel.Container) (string, error) {
 	if f.prepare != nil {
 		if err := f.prepare(ctx, c); err != nil {
-			return err
+			return "", err
 		}
 	}
 	unlock, err := f.call()
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer unlock()
 	f.box(c.ID).snapshot = true
-	return nil
+	return f.digest(c.Image.Name), nil
 }
 
-func (f *fake) Launch(_ context.Context, c *ctrmodel.Container) (int64, error) {
+// digest is that of what an image name stands for.
+func (f *fake) digest(name string) string { return fmt.Sprint("sha256:", f.moved, name) }
+
+func (f *fake) Launch(_ context.Context, c *ctrmodel.Container, digest string) (int64, error) {
 	unlock, err := f.call()
 	if err != nil {
 		return 0, err
@@ -205,10 +214,14 @@ func (f *fake) Launch(_ context.Context, c *ctrmodel.Container) (int64, error) {
 			return 0, err
 		}
 	}
-	b.task, b.end = TaskRunning, &end{done: make(chan struct{})}
+	b.task, b.end, b.digest = TaskRunning, &end{done: make(chan struct{})}, digest
 	b.launched++
-	c.NetworkSettings = &ctrmodel.NetworkSettings{SandboxID: "net-" + c.ID}
+	f.describe(c)
 	return 4711, nil
+}
+
+func (f *fake) describe(c *ctrmodel.Container) {
+	c.NetworkSettings, c.HostsPath = &ctrmodel.NetworkSettings{SandboxID: "net-" + c.ID}, "/run/hosts-"+c.ID
 }
 
 func (f *fake) Adopt(_ context.Context, c *ctrmodel.Container) (int64, error) {
@@ -217,6 +230,7 @@ func (f *fake) Adopt(_ context.Context, c *ctrmodel.Container) (int64, error) {
 		return 0, err
 	}
 	defer unlock()
+	f.describe(c)
 	return 4712, nil
 }
 
@@ -258,7 +272,10 @@ func (f *fake) Kill(_ context.Context, id string, s syscall.Signal) error {
 	return nil
 }
 
-func (f *fake) Pause(_ context.Context, id string) error {
+func (f *fake) Pause(ctx context.Context, id string) error {
+	if f.pause != nil {
+		return f.pause(ctx)
+	}
 	unlock, err := f.call()
 	if err != nil {
 		return err
@@ -348,6 +365,20 @@ func (f *fake) Pull(_ context.Context, name string, _ func(ctrmodel.Progress)) (
 	return ctrmodel.StoredImage{Name: name}, nil
 }
 
+func (f *fake) Refresh(_ context.Context, name string, _ func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.moved++
+	return ctrmodel.StoredImage{Name: name, Digest: f.digest(name)}, nil
+}
+
+func (f *fake) RemoveImage(_ context.Context, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.removed = append(f.removed, name)
+	return nil
+}
+
 func (f *fake) Import(_ context.Context, archive string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -375,6 +406,7 @@ type rig struct {
 	fake  *fake // nil with a real backend
 	parts Parts // of a real one
 	cfg   Config
+	boot  string // of the machine
 	stop  func() // ends the engine, containers go on
 }
 
@@ -405,6 +437,7 @@ func (r *rig) start() {
 		r.t.Fatal(err)
 	}
 	e.times = times{connect: 50 * time.Millisecond, retry: 10 * time.Millisecond, call: 20 * time.Second}
+	e.boot = cmp.Or(r.boot, e.boot)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

@@ -26,16 +26,16 @@ import (
 	"sdvbox/platform/ocispec"
 )
 
-func (m *machine) Prepare(ctx context.Context, c *ctrmodel.Container) error {
+func (m *machine) Prepare(ctx context.Context, c *ctrmodel.Container) (digest string, err error) {
 	image, err := m.Parts.Images.Pull(ctx, c.Image.Name, nil)
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = m.Client.Snapshots.Prepare(containerd.WithLease(ctx, m.Lease), snapshotOf(c.ID), image.ChainID, nil)
-	if grpc.CodeOf(err) == grpc.AlreadyExists {
-		return nil
+	if err != nil && grpc.CodeOf(err) != grpc.AlreadyExists {
+		return "", model(err)
 	}
-	return model(err)
+	return image.Digest, nil
 }
 
 func (m *machine) Discard(ctx context.Context, c *ctrmodel.Container) error {
@@ -60,6 +60,15 @@ func stored(i images.Image) ctrmodel.StoredImage {
 func (m *machine) Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
 	i, err := m.Parts.Images.Pull(ctx, name, progress)
 	return stored(i), err
+}
+
+func (m *machine) Refresh(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	i, err := m.Parts.Images.Refresh(ctx, name, progress)
+	return stored(i), err
+}
+
+func (m *machine) RemoveImage(ctx context.Context, name string) error {
+	return m.Parts.Images.Remove(ctx, name)
 }
 
 func (m *machine) Import(ctx context.Context, archive string) error {
@@ -114,11 +123,8 @@ func (m *machine) endStdin(id, execID string) func() error {
 	}
 }
 
-func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container) (pid int64, err error) {
-	image, err := m.Parts.Images.Get(ctx, c.Image.Name)
-	if ctrmodel.KindOf(err) == ctrmodel.NotFound {
-		image, err = m.Parts.Images.Pull(ctx, c.Image.Name, nil)
-	}
+func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container, digest string) (pid int64, err error) {
+	image, err := m.Parts.Images.ByDigest(ctx, c.Image.Name, digest)
 	if err != nil {
 		return 0, err
 	}
@@ -172,7 +178,7 @@ func started(err error) error {
 func (m *machine) spec(c *ctrmodel.Container, image v1.ImageConfig, netNS string, mounts []*containerd.Mount) (spec *specs.Spec, err error) {
 	o := ocispec.Options{Namespace: m.Namespace, NetNS: netNS, Host: m.host}
 	if ocispec.NeedsRootfs(image.User) {
-		dir, unmount, err := mountReadOnly(filepath.Join(m.ExecDir, "rootfs-"+c.ID), mounts)
+		dir, unmount, err := mountReadOnly(filepath.Join(m.ExecDir, rootfsPrefix+c.ID), mounts)
 		if err != nil {
 			return nil, fmt.Errorf("look at the file system of container %s: %w", c.Name, err)
 		}
@@ -261,6 +267,7 @@ func (m *machine) Adopt(ctx context.Context, c *ctrmodel.Container) (int64, erro
 	if err != nil { // better without its output than not at all
 		m.Log.Error("output of a container is not read", "container", c.Name, "error", err)
 	}
+	m.Network.Describe(c)
 	return int64(task.Pid), nil
 }
 
@@ -283,6 +290,7 @@ func (m *machine) linkStreams(id string, task *containerd.Process) error {
 }
 
 func (m *machine) Release(ctx context.Context, c *ctrmodel.Container) error {
+	m.lastWords(ctx, c)
 	if err := m.clearTask(ctx, c.ID); err != nil {
 		return err
 	}
@@ -293,6 +301,25 @@ func (m *machine) Release(ctx context.Context, c *ctrmodel.Container) error {
 	}
 	c.NetworkSettings = nil
 	return m.Network.Detach(ctx, c.ID)
+}
+
+// lastWords takes up what a process has said that has ended while no agent was there. It is lost with the task: only the shim
+// holds it.
+func (m *machine) lastWords(ctx context.Context, c *ctrmodel.Container) {
+	task, err := m.Client.Tasks.Get(ctx, c.ID, "")
+	if err != nil {
+		return
+	}
+	con, err := m.console(c)
+	if err == nil {
+		err = m.linkStreams(c.ID, task)
+	}
+	if err == nil {
+		err = con.Reopen()
+	}
+	if err != nil {
+		m.Log.Error("the last output of a container is lost", "container", c.Name, "error", err)
+	}
 }
 
 // clearTask removes task and object of a container whose process has ended, or was never started.
@@ -341,26 +368,34 @@ func (m *machine) Attach(ctx context.Context, c *ctrmodel.Container, s ctrmodel.
 	return con.Attach(ctx, s, attached)
 }
 
-// resize makes the terminal of a process as large as told until stop is called.
+// resize makes the terminal of a process as large as told until stop is called. The process may be yet to come.
 func (m *machine) resize(ctx context.Context, id, execID string, sizes <-chan ctrmodel.WindowSize) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	if sizes != nil {
 		go func() {
-			for {
+			var s ctrmodel.WindowSize
+			var again <-chan time.Time
+			for ok := true; ; {
 				select {
-				case s, ok := <-sizes:
+				case s, ok = <-sizes:
 					if !ok {
 						return
 					}
-					m.Client.Tasks.Resize(ctx, id, execID, s.Width, s.Height)
+				case <-again:
 				case <-ctx.Done():
 					return
+				}
+				again = nil
+				if err := m.Client.Tasks.Resize(ctx, id, execID, s.Width, s.Height); err != nil {
+					again = time.After(resizeAgain)
 				}
 			}
 		}()
 	}
 	return cancel
 }
+
+const resizeAgain = 100 * time.Millisecond
 
 func (m *machine) Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.ExecOptions, s ctrmodel.Streams) (code int, err error) {
 	object, err := m.Client.Containers.Get(ctx, c.ID)
@@ -378,7 +413,14 @@ func (m *machine) Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.Ex
 	if err != nil {
 		return 0, err
 	}
-	execID := "exec-" + strings.ToLower(rand.Text())
+	if o.TTY {
+		select { // so that it never sees another size
+		case s := <-s.Resize:
+			process.ConsoleSize = &specs.Box{Height: uint(s.Height), Width: uint(s.Width)}
+		default:
+		}
+	}
+	execID := execPrefix + strings.ToLower(rand.Text())
 	con := ctrlog.New(ctrlog.Config{
 		Dir: m.fifos(execID), Stdin: s.Stdin != nil, TTY: o.TTY, Patient: true,
 		StdinEnded: m.endStdin(c.ID, execID), Log: m.Log,
@@ -395,16 +437,18 @@ func (m *machine) Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.Ex
 	end := func() { // whatever is left of it, even if nobody waits any more
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		if _, err := m.Client.Tasks.Delete(ctx, c.ID, execID); err != nil && !gone(err) {
-			m.Client.Tasks.Kill(ctx, c.ID, execID, syscall.SIGKILL, false)
-			m.Client.Tasks.Wait(ctx, c.ID, execID)
-			m.Client.Tasks.Delete(ctx, c.ID, execID)
-		}
+		m.endExec(ctx, c.ID, execID)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ready, streams := make(chan struct{}), make(chan error, 1)
-	go func() { streams <- con.Attach(ctx, s, func() { close(ready) }) }()
+	ready, streams, detached := make(chan struct{}), make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(detached)
+		streams <- con.Attach(ctx, s, func() { close(ready) })
+	}()
+	defer func() { // nothing is written to the caller's streams once it has its answer
+		cancel()
+		<-detached
+	}()
 	<-ready
 	if _, err := m.Client.Tasks.Start(ctx, c.ID, execID); err != nil {
 		end()
@@ -425,7 +469,6 @@ func (m *machine) Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.Ex
 	case r = <-ended:
 	case err := <-streams:
 		if err != nil { // whoever is there does not take the output
-			cancel()
 			end()
 			return 0, err
 		}

@@ -23,7 +23,7 @@ func (a *actor) create(ctx, caller context.Context) error {
 	err := a.save()
 	if err == nil {
 		a.publish("")
-		err = a.e.backend.Prepare(ctx, &a.rec.Container)
+		err = a.prepare(ctx)
 	}
 	if err == nil {
 		a.rec.State.SetCreated()
@@ -165,7 +165,8 @@ func (a *actor) suspend(ctx context.Context) error {
 	if a.rec.State.Status != ctrmodel.Running {
 		return a.refuse("is not running but " + a.rec.State.Status.String())
 	}
-	if err := a.e.backend.Pause(ctx, a.id); err != nil {
+	pause := func(ctx context.Context, c *ctrmodel.Container) error { return a.e.backend.Pause(ctx, c.ID) }
+	if err := a.bounded(ctx, pause); err != nil {
 		return err
 	}
 	a.rec.State.SetPaused()
@@ -177,7 +178,8 @@ func (a *actor) resume(ctx context.Context) error {
 	if a.rec.State.Status != ctrmodel.Paused {
 		return a.refuse("is not paused but " + a.rec.State.Status.String())
 	}
-	if err := a.e.backend.Resume(ctx, a.id); err != nil {
+	resume := func(ctx context.Context, c *ctrmodel.Container) error { return a.e.backend.Resume(ctx, c.ID) }
+	if err := a.bounded(ctx, resume); err != nil {
 		return err
 	}
 	a.rec.State.SetResumed()

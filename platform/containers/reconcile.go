@@ -75,7 +75,7 @@ func Reconcile(want Goal, is Actual) []Action {
 		steps = append(steps, Collect)
 		ended = true
 	}
-	if ended || is.Object || is.Task != NoTask {
+	if ended || is.Object || is.Task != NoTask || want == Gone {
 		steps = append(steps, Release)
 	}
 	switch {

@@ -22,7 +22,7 @@ func TestReconcile(t *testing.T) {
 		{"start", Running, atRest, []Action{Launch}},
 		{"start without its snapshot", Running, Actual{}, []Action{Prepare, Launch}},
 		{"stop", AtRest, running, []Action{Kill, Collect, Release}},
-		{"remove at rest", Gone, atRest, []Action{Discard, Forget}},
+		{"remove at rest", Gone, atRest, []Action{Release, Discard, Forget}},
 		{"remove running", Gone, running, []Action{Kill, Collect, Release, Discard, Forget}},
 		{"running, agent restarted", Running, Actual{Snapshot: true, Object: true, Task: TaskPaused, Recorded: true}, []Action{Adopt}},
 		{"agent killed while it stopped it", AtRest, Actual{Snapshot: true, Object: true, Task: TaskRunning, Recorded: true},
@@ -34,7 +34,7 @@ func TestReconcile(t *testing.T) {
 		{"ended and written down, but not cleared away", Running, Actual{Snapshot: true, Object: true, Task: TaskEnded}, []Action{Release, Launch}},
 		{"machine restarted", Running, Actual{Snapshot: true, Object: true, Recorded: true}, []Action{Collect, Release}},
 		{"everything lost", Running, Actual{Recorded: true}, []Action{Collect, Release}},
-		{"agent killed while it removed it", Gone, Actual{}, []Action{Discard, Forget}},
+		{"agent killed while it removed it", Gone, Actual{}, []Action{Release, Discard, Forget}},
 	} {
 		if todo := Reconcile(c.want, c.is); !slices.Equal(todo, c.todo) {
 			t.Errorf("%s: %v, want %v", c.name, todo, c.todo)

@@ -42,6 +42,7 @@ type Parts struct {
 // Network gives containers their place in the network. What has been done already is no error.
 type Network interface {
 	Attach(ctx context.Context, c *ctrmodel.Container) (netNS string, err error) // fills in the files and the settings
+	Describe(c *ctrmodel.Container)                                              // fills in the same, of one that is there
 	Detach(ctx context.Context, id string) error
 	Restore(ctx context.Context, ids []string) error // those that are there; what others have left is cleared away
 }
@@ -50,7 +51,7 @@ type Network interface {
 type machine struct {
 	Parts
 	host     ocispec.Host
-	restored bool // the network has been
+	restored bool // what an agent before has left is taken over, or cleared away
 
 	mu       sync.Mutex
 	consoles map[string]*ctrlog.Console
@@ -67,23 +68,12 @@ func snapshotOf(id string) string { return id + "-snapshot" }
 
 // model gives an error of containerd its kind, if it is about circumstances and not about what containerd was asked.
 func model(err error) error {
-	kind := ctrmodel.Internal
-	switch grpc.CodeOf(err) {
-	case grpc.Unavailable:
-		kind = ctrmodel.Unavailable
-	case grpc.Canceled:
-		kind = ctrmodel.Cancelled
-	case grpc.DeadlineExceeded:
-		kind = ctrmodel.DeadlineExceeded
-	case grpc.ResourceExhausted:
-		kind = ctrmodel.ResourceExhausted
-	case grpc.FailedPrecondition:
-		kind = ctrmodel.FailedPrecondition
-	default:
-		if err == nil || !strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
-			return err
-		}
-		kind = ctrmodel.ResourceExhausted
+	if err == nil {
+		return nil
+	}
+	kind := images.KindOf(err)
+	if kind == ctrmodel.NotFound || kind == ctrmodel.InvalidArgument {
+		kind = ctrmodel.Internal
 	}
 	return ctrmodel.Errorf(kind, "%w", err)
 }
@@ -103,17 +93,9 @@ func (m *machine) Connect(ctx context.Context, keep []*ctrmodel.Container, up fu
 		return model(err)
 	}
 	if !m.restored { // once: later, containers may be on their way
-		var ids []string
-		for _, c := range keep {
-			if c.State.HasProcess() {
-				ids = append(ids, c.ID)
-			}
+		if err := m.restore(ctx, keep); err != nil {
+			return err
 		}
-		err := m.Network.Restore(ctx, ids)
-		if err != nil { // not all containers need it
-			m.Log.Error("cannot restore the network of containers", "error", err)
-		}
-		m.restored = err == nil
 	}
 	events, err := m.Client.Subscribe(ctx, `topic=="/tasks/oom"`)
 	if err != nil {
@@ -143,11 +125,7 @@ func (m *machine) prepareNamespace(ctx context.Context) error {
 	if err := m.Client.CreateNamespace(ctx); err != nil && grpc.CodeOf(err) != grpc.AlreadyExists {
 		return err
 	}
-	err := m.Client.Leases.Create(ctx, m.Lease, nil)
-	if grpc.CodeOf(err) == grpc.AlreadyExists {
-		return nil
-	}
-	return err
+	return m.holdLease(ctx)
 }
 
 func (m *machine) Look(ctx context.Context, id string) (is Actual, err error) {

@@ -39,6 +39,7 @@ import (
 type noNetwork struct{}
 
 func (noNetwork) Attach(context.Context, *ctrmodel.Container) (string, error) { return "", nil }
+func (noNetwork) Describe(*ctrmodel.Container)                                {}
 func (noNetwork) Detach(context.Context, string) error                        { return nil }
 func (noNetwork) Restore(context.Context, []string) error                     { return nil }
 

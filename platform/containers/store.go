@@ -25,6 +25,8 @@ type record struct {
 	Replaces string `json:"replaces,omitempty"` // see Succession
 	Owner    string `json:"replaces_for,omitempty"`
 	Switched bool   `json:"switched,omitempty"`
+	Digest   string `json:"image_digest,omitempty"` // of the image that it is made of, whatever the name stands for now
+	Boot     string `json:"boot,omitempty"`         // the machine's, in which the last process was started
 }
 
 // store keeps one directory for each container.
@@ -182,3 +184,10 @@ func original2records(home string, log *slog.Logger) ([]*record, error) {
 
 // HasProcess reports whether the record says that there is a process.
 func (r *record) HasProcess() bool { return r.State.HasProcess() }
+
+// clone is a record that shares nothing with the other one.
+func (r *record) clone() *record {
+	c := *r
+	c.Container = *r.Container.Clone()
+	return &c
+}

@@ -159,22 +159,26 @@ func (e *Engine) Park(ctx context.Context, id, owner string) error {
 
 // Unpark makes a container as wanted again.
 func (e *Engine) Unpark(ctx context.Context, id string) error {
-	return e.do(ctx, id, starting, func(a *actor, ctx context.Context) error {
+	err := e.do(ctx, id, starting, func(a *actor, ctx context.Context) error {
 		if err := a.want(func(r *record) { r.Parked, r.Parker = false, "" }); err != nil {
 			return err
 		}
 		return a.keep(ctx)
 	})
+	if err != nil && ctrmodel.KindOf(err) == ctrmodel.NotFound {
+		if _, gone := e.actor(id); gone != nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // Parked returns the ids of the containers that an owner has parked.
 func (e *Engine) Parked(owner string) []string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	var ids []string
-	for id, parker := range e.parked {
-		if parker == owner {
-			ids = append(ids, id)
+	for _, a := range e.list() {
+		if r := a.view.Load(); r.Parked && r.Parker == owner {
+			ids = append(ids, a.id)
 		}
 	}
 	slices.Sort(ids)
@@ -325,6 +329,19 @@ func (e *Engine) there(id string) bool {
 	return err == nil && a.view.Load().State.Status != ctrmodel.Dead
 }
 
+// busy reports whether somebody is about to replace a container, or has taken its process away for a while.
+func (e *Engine) busy(id string) bool {
+	a, err := e.actor(id)
+	if err != nil {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, old := e.successor(id)
+	_, fresh := e.successions[id]
+	return old || fresh || a.view.Load().Parked
+}
+
 // successor returns the succession in which a container is the old one. The lock is held.
 func (e *Engine) successor(id string) (Succession, bool) {
 	for _, s := range e.successions {
@@ -341,12 +358,8 @@ func (e *Engine) superseded(id string) bool {
 	return open && s.Switched
 }
 
-// note takes over what a record says of a succession, and of parking, and who has the name for that. The lock is held.
+// note takes over what a record says of a succession, and who has the name for that. The lock is held.
 func (e *Engine) note(r *record) {
-	delete(e.parked, r.ID)
-	if r.Parked {
-		e.parked[r.ID] = r.Parker
-	}
 	if r.Replaces == "" {
 		delete(e.successions, r.ID)
 		return

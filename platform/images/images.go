@@ -351,27 +351,31 @@ func model(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
 	}
-	kind := ctrmodel.Internal
+	return ctrmodel.Errorf(KindOf(err), "%s: %w", fmt.Sprintf(format, args...), err)
+}
+
+// KindOf is the kind of an error of containerd.
+func KindOf(err error) ctrmodel.Kind {
+	if noSpace(err) {
+		return ctrmodel.ResourceExhausted
+	}
 	switch grpc.CodeOf(err) {
 	case grpc.NotFound:
-		kind = ctrmodel.NotFound
+		return ctrmodel.NotFound
 	case grpc.Unavailable:
-		kind = ctrmodel.Unavailable
+		return ctrmodel.Unavailable
 	case grpc.Canceled:
-		kind = ctrmodel.Cancelled
+		return ctrmodel.Cancelled
 	case grpc.DeadlineExceeded:
-		kind = ctrmodel.DeadlineExceeded
+		return ctrmodel.DeadlineExceeded
 	case grpc.FailedPrecondition:
-		kind = ctrmodel.FailedPrecondition
+		return ctrmodel.FailedPrecondition
 	case grpc.InvalidArgument:
-		kind = ctrmodel.InvalidArgument
+		return ctrmodel.InvalidArgument
 	case grpc.ResourceExhausted:
-		kind = ctrmodel.ResourceExhausted
+		return ctrmodel.ResourceExhausted
 	}
-	if noSpace(err) {
-		kind = ctrmodel.ResourceExhausted
-	}
-	return ctrmodel.Errorf(kind, "%s: %w", fmt.Sprintf(format, args...), err)
+	return ctrmodel.Internal
 }
 
 // noSpace tells whether an error, perhaps of containerd, is that of a full disk.
