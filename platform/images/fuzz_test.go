@@ -5,12 +5,99 @@ package images
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"io"
+	"net/http"
+	"os"
+	"strings"
 	"testing"
+	"time"
 
 	digests "github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"sdvbox/platform/ctrmodel"
 )
+
+// says is a registry, or what gives tokens for it, with one answer to everything.
+type says func(*http.Request) *http.Response
+
+func (s says) RoundTrip(r *http.Request) (*http.Response, error) { return s(r), nil }
+
+func FuzzRegistryAnswers(f *testing.F) {
+	f.Add(200, "Content-Type: "+v1.MediaTypeImageManifest+"\nDocker-Content-Digest: "+digests.FromString("{}").String(), "{}", 0)
+	f.Add(200, "Content-Type: "+v1.MediaTypeImageManifest+"\nDocker-Content-Digest: none", "{}", 0)
+	f.Add(206, "Content-Range: bytes 1-1/2", "}", 1)
+	f.Add(401, `Www-Authenticate: Bearer realm="http://r.example/token",service="s",scope="repository:a:pull"`, `{"token":"t"}`, 0)
+	f.Add(401, `Www-Authenticate: Basic realm="x"`, `<html>`, 0)
+	f.Add(429, "Retry-After: 1", `{"errors":[{"code":"TOOMANYREQUESTS"}]}`, 0)
+	ref, err := parseRef("r.example/a:1")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, status int, headers, body string, offset int) {
+		asked := 0
+		client := &http.Client{Transport: says(func(r *http.Request) *http.Response {
+			if asked++; asked > 20 {
+				t.Fatalf("asks again and again: %s", r.URL)
+			}
+			resp := &http.Response{Request: r, StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), ContentLength: -1}
+			if strings.Contains(r.URL.Path, "token") {
+				resp.StatusCode = 200
+			}
+			for line := range strings.Lines(headers) {
+				key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+				resp.Header.Add(key, value)
+			}
+			return resp
+		})}
+		a := &auth.Client{Client: client, Cache: auth.NewCache(), Credential: auth.StaticCredential(ref.Host(), auth.Credential{Username: "u", Password: "p"})}
+		r := &repository{ref, ref.Registry, "http://r.example/v2/a", a, time.Minute}
+		if d, data, err := r.root(t.Context()); err == nil && (d.Digest != digests.FromBytes(data) || !isManifest(d.MediaType) && !isIndex(d.MediaType)) {
+			t.Errorf("took %+v for %q", d, data)
+		}
+		want := v1.Descriptor{Digest: digests.FromString(body), Size: int64(len(body))}
+		from := min(max(offset, 0), len(body))
+		got, err := r.open(t.Context(), want, int64(from))
+		if err != nil {
+			return
+		}
+		defer got.Close()
+		data, err := io.ReadAll(got)
+		if err == nil && status == 200 && string(data) != body[from:] {
+			t.Errorf("got %q from %d on, want %q", data, from, body)
+		}
+	})
+}
+
+func FuzzCompressedArchives(f *testing.F) {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	w.WriteHeader(&tar.Header{Name: "index.json", Size: 2})
+	w.Write([]byte("{}"))
+	w.Close()
+	z.Close()
+	f.Add(b.Bytes())
+	f.Add(b.Bytes()[:b.Len()/2])
+	s, err := New(Config{Platform: "linux/amd64", Root: f.TempDir()})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		file := t.TempDir() + "/archive"
+		ok(t, os.WriteFile(file, data, 0o600))
+		a, err := s.openArchive(file)
+		if err == nil {
+			_, err = a.images()
+			a.Close()
+		}
+		if err != nil && ctrmodel.KindOf(err) == ctrmodel.Internal {
+			t.Errorf("error %v is not about the archive", err)
+		}
+	})
+}
 
 func FuzzImageDocuments(f *testing.F) {
 	m := newImage(1)

@@ -151,6 +151,9 @@ func (r *repository) root(ctx context.Context) (v1.Descriptor, []byte, error) {
 	if pinned, err := r.ref.Digest(); err == nil {
 		want = pinned
 	}
+	if want != "" && want.Validate() != nil {
+		return d, nil, unusable("registry %s has sent the digest %.100q, which is none", r.host, want)
+	}
 	if want != "" && want.Algorithm() == digests.SHA256 && want != d.Digest {
 		return d, nil, unusable("registry %s has sent a manifest with digest %s for %s", r.host, d.Digest, want)
 	}
