@@ -8,7 +8,10 @@ import (
 	"sdvbox/platform/applet"
 )
 
-const name = "container-agent"
+const (
+	name      = "container-agent"
+	exitUsage = 2
+)
 
 // Command describes the daemon.
 func Command() applet.Command {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 	"sdvbox/platform/applet"
 	"sdvbox/platform/config"
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/ctrnet"
 	"sdvbox/platform/images"
 	"sdvbox/platform/mqttbus"
 )
@@ -204,6 +206,8 @@ const (
 	verifyNotation = "notation"
 
 	noEffect = "has no effect in this version"
+
+	letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 )
 
 // options are the command line of the daemon.
@@ -270,8 +274,37 @@ func (s *settings) check(f *config.File) {
 	choose("grpc_server.protocol", &s.GRPC.Protocol, "unix", "unix", "tcp")
 	choose("deployment.mode", &s.Deployment.Mode, "update", "update", "init")
 	choose("network.type", &s.Network.Type, "bridge", "bridge")
+	for _, text := range []struct {
+		key            string
+		value, initial *string
+	}{
+		{"manager.exec_root_dir", &s.Manager.ExecRootDir, &d.Manager.ExecRootDir},
+		{"containers.address_path", &s.Containers.Address, &d.Containers.Address},
+		{"containers.exec_root_dir", &s.Containers.ExecRootDir, &d.Containers.ExecRootDir},
+		{"containers.home_dir", &s.Containers.HomeDir, &d.Containers.HomeDir},
+		{"containers.lease_id", &s.Containers.Lease, &d.Containers.Lease},
+		{"network.exec_root_dir", &s.Network.ExecRootDir, &d.Network.ExecRootDir},
+		{"grpc_server.address_path", &s.GRPC.Address, &d.GRPC.Address},
+	} {
+		if *text.value == "" {
+			odd(text.key, "empty")
+			*text.value = *text.initial
+		}
+	}
+	if _, _, err := net.SplitHostPort(s.GRPC.Address); s.GRPC.Protocol == "tcp" && err != nil {
+		odd("grpc_server.address_path", fmt.Sprintf("%.40q: expected HOST:PORT", s.GRPC.Address))
+		s.GRPC = d.GRPC
+	}
+	if ns := s.Containers.Namespace; ns == "" || len(ns) > 76 || strings.Trim(ns, letters+"-_.") != "" {
+		odd("containers.default_ns", fmt.Sprintf("%.40q: expected at most 76 letters, digits, - _ and .", ns))
+		s.Containers.Namespace = d.Containers.Namespace
+	}
+	s.checkBridge(f)
 	if old := s.Containers.Runtime; old == "io.containerd.runc.v1" || old == "io.containerd.runtime.v1.linux" {
 		f.Warn("containers.runc_runtime", old+" is no longer part of containerd, taken as "+runcRuntime)
+		s.Containers.Runtime = runcRuntime
+	} else if !strings.HasPrefix(old, "io.containerd.") {
+		odd("containers.runc_runtime", fmt.Sprintf("%.40q: expected a name such as %s", old, runcRuntime))
 		s.Containers.Runtime = runcRuntime
 	}
 	for host, r := range s.Containers.Registries {
@@ -306,6 +339,25 @@ func (s *settings) check(f *config.File) {
 	slices.SortStableFunc(f.Warnings, func(a, b config.Warning) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
 	})
+}
+
+// checkBridge makes sure that there can be a network.
+func (s *settings) checkBridge(f *config.File) {
+	b, d := &s.Network.Bridge, defaults().Network.Bridge
+	const key = "network.default_bridge."
+	if b.MTU < 68 || b.MTU > 65535 {
+		f.Warn(key+"mtu", "expected 68 to 65535; the default applies")
+		b.MTU = d.MTU
+	}
+	if b.Name == "" || len(b.Name) > 15 || strings.Trim(b.Name, letters+"-_.") != "" {
+		f.Warn(key+"name", fmt.Sprintf("%.40q: expected 1 to 15 letters, digits, - _ and .; the default applies", b.Name))
+		b.Name = d.Name
+	}
+	if _, err := ctrnet.New(s.network(nil)); err != nil {
+		at, text, _ := strings.Cut(err.Error(), " ")
+		f.Warn(at, text+"; the addresses of the bridge are chosen by the agent")
+		b.IP4, b.Fixed4, b.Gateway4 = "", "", ""
+	}
 }
 
 // checkRemote makes sure that who works over the bus can: containers do not depend on that.

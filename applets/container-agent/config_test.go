@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -127,6 +128,17 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 			"c.json:1: things.features: \"metrics\" is no feature, expected ContainerFactory, SoftwareUpdatable, Metrics\n"},
 		{`{"update_agent":{"domain":"a/#"}}`,
 			"c.json:1: update_agent.domain: expected a name that can be part of a topic, without + and #; the default applies\n"},
+		{`{"grpc_server":{"protocol":"tcp","address_path":"9000"}}`,
+			"c.json:1: grpc_server.address_path: \"9000\": expected HOST:PORT; the default applies\n"},
+		{`{"containers":{"default_ns":"a/b","runc_runtime":"crun","home_dir":""}}`,
+			"c.json:1: containers.default_ns: \"a/b\": expected at most 76 letters, digits, - _ and .; the default applies\n" +
+				"c.json:1: containers.home_dir: empty; the default applies\n" +
+				"c.json:1: containers.runc_runtime: \"crun\": expected a name such as io.containerd.runc.v2; the default applies\n"},
+		{`{"network":{"default_bridge":{"name":"much too long a name","mtu":20,"ip4":"172.17.0.1"}}}`,
+			"c.json:1: network.default_bridge.ip4: \"172.17.0.1\": expected an address and bits, as in 172.17.0.1/16; the addresses of the bridge are chosen by the agent\n" +
+				"c.json:1: network.default_bridge.mtu: expected 68 to 65535; the default applies\n" +
+				"c.json:1: network.default_bridge.name: \"much too long a name\": expected 1 to 15 letters, digits, - _ and .; the default applies\n"},
+		{`{"update_agent":{"parallel_downloads":0}}`, "c.json:1: update_agent.parallel_downloads: less than 1; the default applies\n"},
 		{`{"containers":{"disk_reserve":5}}`, "c.json:1: containers.disk_reserve: expected a size such as \"64M\", the default applies\n"},
 	} {
 		got, warnings, code, output := configure(t, test.file)
@@ -158,6 +170,44 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 		if _, _, code, output := configure(t, file); code != 1 || !strings.Contains(output, part) {
 			t.Errorf("%s: exit code %d, %s", file, code, output)
 		}
+	}
+}
+
+// leaves calls visit for each setting that is no group of others.
+func leaves(t reflect.Type, path string, visit func(path string, f reflect.StructField)) {
+	for f := range t.Fields() {
+		key := strings.TrimPrefix(path+"."+f.Tag.Get("json"), ".")
+		if f.Tag.Get("group") != "" {
+			leaves(f.Type, key, visit)
+		} else {
+			visit(key, f)
+		}
+	}
+}
+
+func TestWrongTypesAreReportedByKeyAndFlag(t *testing.T) {
+	n := 0
+	leaves(reflect.TypeFor[settings](), "", func(path string, f reflect.StructField) {
+		n++
+		wrong := `{"x":1}`
+		if f.Type.Kind() == reflect.Map {
+			wrong = `7`
+		}
+		groups := strings.Split(path, ".")
+		s, warnings, code, output := configure(t, `{"`+strings.Join(groups, `":{"`)+`":`+wrong+strings.Repeat("}", len(groups)))
+		if diff := cmp.Diff(defaults(), s, cmpopts.EquateEmpty()); diff != "" || code != 0 || !strings.HasPrefix(warnings, "c.json:1: "+path+": ") || !strings.Contains(warnings, "expected ") || strings.Count(warnings, "\n") != 1 {
+			t.Errorf("%s: exit code %d, %s%s%s", path, code, warnings, output, diff)
+		}
+		flag := f.Tag.Get("long")
+		if kind := f.Type; flag == "" || kind.Kind() == reflect.String || kind == reflect.TypeFor[list]() {
+			return // any text will do
+		}
+		if _, _, code, output := configure(t, "", "--"+flag+"=?"); code != 2 || !strings.Contains(output, flag) {
+			t.Errorf("--%s=?: exit code %d, %s", flag, code, output)
+		}
+	})
+	if n < 60 {
+		t.Errorf("only %d settings were found", n)
 	}
 }
 

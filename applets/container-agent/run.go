@@ -30,7 +30,6 @@ import (
 	"sdvbox/platform/daemon"
 	"sdvbox/platform/grpc"
 	"sdvbox/platform/images"
-	"sdvbox/platform/logfile"
 )
 
 const (
@@ -47,16 +46,8 @@ func run(ctx context.Context, c *applet.Call) error {
 		return err
 	}
 	return daemon.Run(ctx, daemon.Options{
-		Name:     name,
-		LogLevel: s.Log.Level,
-		Stderr:   c.Stderr,
-		LogFile: logfile.Config{
-			Path: s.Log.File, Size: int64(s.Log.Size) << 20, Count: s.Log.Count, Age: time.Duration(s.Log.MaxAge) * 24 * time.Hour,
-		},
+		Name: name, LogLevel: s.Log.Level, LogFile: daemon.LogFile(s.Log.File, s.Log.Size, s.Log.Count, s.Log.MaxAge), Stderr: c.Stderr, Warnings: warnings,
 	}, func(ctx context.Context, log *slog.Logger, n *daemon.Notifier) error {
-		for _, w := range warnings {
-			log.Warn("configuration: " + w.String())
-		}
 		return s.serve(ctx, log, n, func() (settings, []config.Warning, error) { return load(c) })
 	})
 }

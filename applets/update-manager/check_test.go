@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"sdvbox/platform/config"
+	"sdvbox/platform/daemon"
 )
 
 func TestCheckConfigShowsWhatIsOddInAFile(t *testing.T) {
@@ -34,7 +35,7 @@ testdata/full.json: 9 warnings
 		{"--strict testdata/minimal.json", result{0, "testdata/minimal.json: 0 warnings\n", ""}},
 		{"--strict etc/update-manager/config.json", result{0, "etc/update-manager/config.json: 0 warnings\n", ""}},
 		{"testdata/full.json", result{0, full, ""}},
-		{"testdata/full.json --strict", result{exitOdd, full, ""}},
+		{"testdata/full.json --strict", result{3, full, ""}},
 		{"--output json testdata/minimal.json", result{0, `{"file":"testdata/minimal.json","warnings":[]}` + "\n", ""}},
 		{"testdata", result{1, "", "update-manager: read configuration: read testdata: is a directory\n"}},
 		{"a b", result{2, "", "update-manager: expected one FILE\n"}},
@@ -49,12 +50,12 @@ testdata/full.json: 9 warnings
 	if err := os.WriteFile(file, []byte("{\"domain\":\"x\",\n\"colour\":\"red\"}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var got CheckedConfig
+	var got daemon.CheckedConfig
 	r := call("", "check-config", "--strict", "--output=json", file)
-	if err := json.Unmarshal([]byte(r.Stdout), &got); err != nil || r.Code != exitOdd || r.Stderr != "" {
+	if err := json.Unmarshal([]byte(r.Stdout), &got); err != nil || r.Code != 3 || r.Stderr != "" {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	want := CheckedConfig{file, []config.Warning{{File: file, Line: 2, Key: "colour", Text: "unknown key"}}}
+	want := daemon.CheckedConfig{File: file, Warnings: []config.Warning{{File: file, Line: 2, Key: "colour", Text: "unknown key"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -16,7 +16,6 @@ import (
 	"sdvbox/platform/control"
 	"sdvbox/platform/daemon"
 	"sdvbox/platform/durable"
-	"sdvbox/platform/logfile"
 	"sdvbox/platform/manager"
 	"sdvbox/platform/metrics"
 	"sdvbox/platform/mqttbus"
@@ -34,16 +33,8 @@ func run(ctx context.Context, c *applet.Call, reboot func(context.Context) error
 		return err
 	}
 	return daemon.Run(ctx, daemon.Options{
-		Name:     name,
-		LogLevel: s.Log.Level,
-		Stderr:   c.Stderr,
-		LogFile: logfile.Config{
-			Path: s.Log.File, Size: int64(s.Log.Size) << 20, Count: s.Log.Count, Age: time.Duration(s.Log.MaxAge) * 24 * time.Hour,
-		},
+		Name: name, LogLevel: s.Log.Level, LogFile: daemon.LogFile(s.Log.File, s.Log.Size, s.Log.Count, s.Log.MaxAge), Stderr: c.Stderr, Warnings: warnings,
 	}, func(ctx context.Context, log *slog.Logger, n *daemon.Notifier) error {
-		for _, w := range warnings {
-			log.Warn("configuration: " + w.String())
-		}
 		return s.serve(ctx, log, n, reboot)
 	})
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"sdvbox/platform/config"
 	"sdvbox/platform/logfile"
 )
 
@@ -27,6 +28,13 @@ type Options struct {
 
 	// LogFile is where the log is if it has a path. What cannot be written there goes to Stderr.
 	LogFile logfile.Config
+
+	Warnings []config.Warning // about the configuration, to be logged first
+}
+
+// LogFile is a log file as it is configured: its size in megabytes and its age in days.
+func LogFile(path string, size, count, age int) logfile.Config {
+	return logfile.Config{Path: path, Size: int64(size) << 20, Count: count, Age: time.Duration(age) * 24 * time.Hour}
 }
 
 // Run runs body until it returns. The end of ctx is the order to stop; a body
@@ -50,6 +58,9 @@ func Run(ctx context.Context, o Options, body func(context.Context, *slog.Logger
 				return err
 			}
 		}
+	}
+	for _, w := range o.Warnings {
+		log.Warn("configuration: " + w.String())
 	}
 	n := &Notifier{log: log}
 	interval, err := daemon.SdWatchdogEnabled(false)
