@@ -121,7 +121,7 @@ func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes fun
 	return removed, nil
 }
 
-// endLeases ends the leases of pulls that nobody has gone on with.
+// endLeases ends the leases of pulls that nobody has gone on with, or that were killed when all was done but for that.
 func (s *Store) endLeases(ctx context.Context) error {
 	leases, err := s.Client.Leases.List(ctx)
 	if err != nil {
@@ -129,8 +129,14 @@ func (s *Store) endLeases(ctx context.Context) error {
 	}
 	var failed []error
 	for _, l := range leases {
-		if !strings.HasPrefix(l.ID, leasePrefix) || s.now().Sub(l.Created.Time()) < abandoned {
+		if !strings.HasPrefix(l.ID, leasePrefix) {
 			continue
+		}
+		if s.now().Sub(l.Created.Time()) < abandoned {
+			img, err := s.Client.Images.Get(ctx, l.Labels[leaseLabel])
+			if err != nil || img.Created.Time().Before(l.Created.Time()) {
+				continue
+			}
 		}
 		if unlock, _ := s.locks.try("image " + l.Labels[leaseLabel]); unlock != nil {
 			if err := s.Client.Leases.Delete(ctx, l.ID, true); err != nil && grpc.CodeOf(err) != grpc.NotFound {

@@ -56,6 +56,8 @@ func FuzzRegistryAnswers(f *testing.F) {
 		r := &repository{ref, ref.Registry, "http://r.example/v2/a", a, time.Minute}
 		if d, data, err := r.root(t.Context()); err == nil && (d.Digest != digests.FromBytes(data) || !isManifest(d.MediaType) && !isIndex(d.MediaType)) {
 			t.Errorf("took %+v for %q", d, data)
+		} else if err != nil && ctrmodel.KindOf(err) == ctrmodel.Internal {
+			t.Errorf("%v has no kind", err)
 		}
 		want := v1.Descriptor{Digest: digests.FromString(body), Size: int64(len(body))}
 		from := min(max(offset, 0), len(body))

@@ -88,7 +88,18 @@ func TestAPullGoesOnWhereItWas(t *testing.T) {
 		}
 		return true
 	})
-	img := must(s.Pull(t.Context(), broken.at(ref), nil))(t)
+	var last ctrmodel.Progress
+	img := must(s.Pull(t.Context(), broken.at(ref), func(p ctrmodel.Progress) {
+		if p.Done > p.Total || p.Phase == "downloading" && p.Total < int64(len(data)) {
+			t.Errorf("progress %+v", p)
+		}
+		if p.Phase == "downloading" {
+			last = p
+		}
+	}))(t)
+	if last.Done != last.Total {
+		t.Errorf("at the end %+v", last)
+	}
 	if got := files(t, s, img); got["app"] != 3<<20 {
 		t.Errorf("files %v", got)
 	}
@@ -163,7 +174,7 @@ func TestAPullThatIsGivenUpIsGoneOnWithByTheNext(t *testing.T) {
 func TestRegistriesThatMisbehave(t *testing.T) {
 	t.Parallel()
 	r := startRegistry(t, false)
-	s, _ := start(t, func(c *Config) { c.Patience, c.Stall = 3*time.Second, time.Second })
+	s, _ := start(t, func(c *Config) { c.Patience, c.Stall = 1500*time.Millisecond, 500*time.Millisecond })
 	ref := r.push(t, newImage(1), "app:1")
 	data := newLayer("app", 3<<20, 1).packed
 	wrong := append([]byte("x"), data[1:]...)
@@ -196,9 +207,31 @@ func TestRegistriesThatMisbehave(t *testing.T) {
 	}{
 		{"wrong blob", answer(app(1).String(), func(w http.ResponseWriter) { w.Write(wrong) }), ctrmodel.FailedPrecondition, app(1).String()},
 		{"long blob", answer(app(1).String(), func(w http.ResponseWriter) { cut(w, long, len(data)) }), ctrmodel.FailedPrecondition, "expected"},
+		{"short blob", answer(app(1).String(), func(w http.ResponseWriter) { w.Write(data[:1000]) }), ctrmodel.FailedPrecondition, "expected"},
+		{"cut blob", answer(app(1).String(), func(w http.ResponseWriter) { cut(w, data, 1000) }), ctrmodel.Unavailable, "unexpected EOF"},
 		{"no blob", answer(app(1).String(), func(w http.ResponseWriter) { w.WriteHeader(404) }), ctrmodel.NotFound, "404"},
-		{"silence", answer(app(1).String(), func(w http.ResponseWriter) { time.Sleep(1200 * time.Millisecond) }), ctrmodel.Unavailable, "silent for 1s"},
+		{"silence", answer(app(1).String(), func(w http.ResponseWriter) { time.Sleep(700 * time.Millisecond) }), ctrmodel.Unavailable, "silent for 500ms"},
 		{"broken for ever", answer("/manifests/", func(w http.ResponseWriter) { w.WriteHeader(500) }), ctrmodel.Unavailable, "500"},
+		{"busy for ever", answer("/manifests/", func(w http.ResponseWriter) { w.WriteHeader(429) }), ctrmodel.Unavailable, "429"},
+		{"locked", answer("/manifests/", func(w http.ResponseWriter) { w.WriteHeader(401) }), ctrmodel.Unauthenticated, "401"},
+		{"odd challenge", answer("/manifests/", func(w http.ResponseWriter) {
+			w.Header().Set("Www-Authenticate", `Bearer realm="::"`)
+			w.WriteHeader(401)
+		}), ctrmodel.FailedPrecondition, "realm"},
+		{"odd token", func(w http.ResponseWriter, r *http.Request) bool {
+			if strings.HasSuffix(r.URL.Path, "/token") {
+				w.Write([]byte("<html>"))
+				return false
+			}
+			return answer("/manifests/", func(w http.ResponseWriter) {
+				w.Header().Set("Www-Authenticate", `Bearer realm="http://`+r.Host+`/token"`)
+				w.WriteHeader(401)
+			})(w, r)
+		}, ctrmodel.FailedPrecondition, "invalid character"},
+		{"no digest", answer("/manifests/", func(w http.ResponseWriter) {
+			w.Header().Set("Docker-Content-Digest", "none")
+			manifest(v1.MediaTypeImageManifest, "{ }")(w)
+		}), ctrmodel.FailedPrecondition, `digest "none"`},
 		{"forbidden", answer("/manifests/", func(w http.ResponseWriter) { w.WriteHeader(403) }), ctrmodel.PermissionDenied, "403"},
 		{"unknown", answer("/manifests/", func(w http.ResponseWriter) { w.WriteHeader(404) }), ctrmodel.NotFound, "404"},
 		{"a page", answer("/manifests/", manifest("text/html", "<html>")), ctrmodel.FailedPrecondition, "text/html"},
@@ -243,7 +276,67 @@ func TestALayerThatIsNotWhatTheImageSaysIsNotUnpacked(t *testing.T) {
 
 	m.manifest(here, v1.ImageConfig{}, layer{[]byte("no tar"), []byte("no gzip")})
 	_, err = s.Pull(t.Context(), r.push(t, m, "app:2"), nil)
-	expect(t, err, ctrmodel.Internal, "cannot unpack layer "+digests.FromString("no gzip").String())
+	expect(t, err, ctrmodel.FailedPrecondition, "app:2", "cannot unpack layer "+digests.FromString("no gzip").String())
+	nothing(t, s)
+}
+
+// archived is a layer with the given entries.
+func archived(t testing.TB, entries ...tar.Header) layer {
+	t.Helper()
+	var plain, packed bytes.Buffer
+	w := tar.NewWriter(&plain)
+	for _, h := range entries {
+		h.Mode |= 0o644
+		ok(t, w.WriteHeader(&h))
+		must(w.Write(make([]byte, h.Size)))(t)
+	}
+	ok(t, w.Close())
+	z := gzip.NewWriter(&packed)
+	must(z.Write(plain.Bytes()))(t)
+	ok(t, z.Close())
+	return layer{plain.Bytes(), packed.Bytes()}
+}
+
+func TestLayersStayInTheImage(t *testing.T) {
+	t.Parallel()
+	r := startRegistry(t, false)
+	s, d := start(t)
+	outside := t.TempDir()
+	dir := func(name string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755} }
+	link := func(kind byte, name, to string) tar.Header {
+		return tar.Header{Name: name, Typeflag: kind, Linkname: to}
+	}
+	m := &image{blobs: map[digests.Digest][]byte{}}
+	m.manifest(here, v1.ImageConfig{}, archived(t, dir("d/"), tar.Header{Name: "d/hidden"}, tar.Header{Name: "gone"}, dir("o/"), tar.Header{Name: "o/old"}),
+		archived(t, link(tar.TypeSymlink, "out", outside), tar.Header{Name: "out/escaped", Size: 1}, tar.Header{Name: "../../../../../../escaped", Size: 1},
+			tar.Header{Name: "/absolute", Size: 1}, link(tar.TypeSymlink, "up", "../../../../.."), dir("up/escaped-dir/"),
+			tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3},
+			tar.Header{Name: ".wh.gone"}, tar.Header{Name: "d/.wh.hidden"}, tar.Header{Name: "o/.wh..wh..opq"}, tar.Header{Name: "o/new"}))
+	img := must(s.Pull(t.Context(), r.push(t, m, "tricky:1"), nil))(t)
+
+	mounts := must(s.Client.Snapshots.View(t.Context(), "look", img.ChainID, map[string]string{"containerd.io/gc.root": "test"}))(t)
+	root := t.TempDir()
+	ok(t, unix.Mount(mounts[0].Source, root, mounts[0].Type, unix.MS_RDONLY, strings.Join(mounts[0].Options, ",")))
+	defer unix.Unmount(root, unix.MNT_DETACH)
+	for path, want := range map[string]bool{"escaped": true, "absolute": true, "escaped-dir": true, outside + "/escaped": true, "null": true,
+		"gone": false, "d": true, "d/hidden": false, "o/old": false, "o/new": true} {
+		if _, err := os.Lstat(root + "/" + path); (err == nil) != want {
+			t.Errorf("%s in the image: %v", path, err)
+		}
+	}
+	for _, path := range []string{outside + "/escaped", "/escaped", "/absolute", "/escaped-dir", d.Dir + "/escaped"} {
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("%s was written", path)
+		}
+	}
+
+	m.manifest(here, v1.ImageConfig{}, archived(t, link(tar.TypeLink, "users", "../../../../../../../../etc/passwd")))
+	name := r.push(t, m, "tricky:2")
+	_, err := s.Pull(t.Context(), name, nil)
+	expect(t, err, ctrmodel.FailedPrecondition, name, "cannot unpack layer", "no such file")
+	ok(t, unix.Unmount(root, 0))
+	ok(t, s.Client.Snapshots.Remove(t.Context(), "look"))
+	ok(t, s.Remove(t.Context(), img.Ref))
 	nothing(t, s)
 }
 
@@ -299,7 +392,7 @@ func TestThePlatformIsChosen(t *testing.T) {
 	single := &image{blobs: map[digests.Digest][]byte{}}
 	single.manifest(v1.Platform{OS: "linux", Architecture: "s390x"}, v1.ImageConfig{}, newLayer("x", 10, 1))
 	_, err = s.Pull(t.Context(), r.push(t, single, "single:1"), nil)
-	expect(t, err, ctrmodel.FailedPrecondition, "linux/s390x")
+	expect(t, err, ctrmodel.FailedPrecondition, "single:1", "linux/s390x")
 	if _, err := New(Config{Platform: "amd64"}); err == nil {
 		t.Error("amd64 is not a platform")
 	}

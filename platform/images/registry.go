@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -256,7 +257,7 @@ func (w *watched) Close() error {
 	return w.ReadCloser.Close()
 }
 
-// error gives what has gone wrong with the registry a kind.
+// error gives what has gone wrong with the registry a kind. If nothing else is known, it has answered something odd.
 func (r *repository) error(err error) error {
 	kind := ctrmodel.KindOf(err)
 	var status *errcode.ErrorResponse
@@ -279,12 +280,12 @@ func (r *repository) error(err error) error {
 		}
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
 		kind = ctrmodel.Unauthenticated
-	case errors.As(err, &cert):
-		kind = ctrmodel.FailedPrecondition
 	case strings.Contains(err.Error(), http.ErrSchemeMismatch.Error()):
 		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "registry %s does not talk TLS, and is not among the insecure registries: %w", r.host, err)
-	case unavailable(err):
+	case !errors.As(err, &cert) && unavailable(err):
 		kind = ctrmodel.Unavailable
+	default:
+		kind = ctrmodel.FailedPrecondition
 	}
 	return ctrmodel.Errorf(kind, "registry %s: %w", r.host, err)
 }
@@ -293,6 +294,10 @@ func (r *repository) error(err error) error {
 func unavailable(err error) bool {
 	var status *errcode.ErrorResponse
 	var network net.Error
+	var address *url.Error
+	if errors.As(err, &address) && address.Op == "parse" { // it counts as of the network, too
+		return false
+	}
 	if errors.As(err, &status) {
 		return status.StatusCode == http.StatusTooManyRequests || status.StatusCode == http.StatusRequestTimeout || status.StatusCode >= 500
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 
 	"sdvbox/platform/containerd"
+	"sdvbox/platform/ctrmodel"
 	"sdvbox/platform/grpc"
 )
 
@@ -65,7 +66,9 @@ func (j *job) layer(ctx context.Context, p *parts, i int, parent string) (err er
 		}
 	}()
 	applied, err := s.Client.Apply(ctx, &containerd.Descriptor{MediaType: l.MediaType, Digest: l.Digest.String(), Size: l.Size}, mounts)
-	if err != nil {
+	if err != nil && KindOf(err) == ctrmodel.Internal { // it is what the image says, but no archive
+		return unusable("cannot unpack layer %s: %w", l.Digest, err)
+	} else if err != nil {
 		return model(err, "cannot unpack layer %s", l.Digest)
 	}
 	if applied.Digest != p.diffIDs[i].String() {
