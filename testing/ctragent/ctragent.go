@@ -29,54 +29,66 @@ import (
 
 // OwnHost runs the tests of a package on a host of their own, as far as networks and mounts go. To be called by TestMain.
 func OwnHost(m *testing.M) {
-	const own = "CTRAGENT_OWN_HOST"
 	if os.Geteuid() != 0 { // the tests say so
 		os.Exit(m.Run())
 	}
-	if os.Getenv(own) != "" {
+	if os.Getenv(ownHost) != "" {
 		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 			fmt.Printf("make a host for the test: %v: %s\n", err, out)
 			os.Exit(1)
 		}
 		os.Exit(m.Run())
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), own+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
+	dir, err := os.MkdirTemp("", "ctragent")
+	if err == nil {
+		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+		cmd.Env = append(os.Environ(), ownHost+"="+dir)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+		err = cmd.Run()
+		os.RemoveAll(dir)
+	}
+	if err != nil {
 		fmt.Println("on the host of the test:", err)
 		os.Exit(1)
 	}
 }
 
-// Build builds sdvbox.
+// ownHost is the environment variable with a directory for what is built for all tests of a package.
+const ownHost = "CTRAGENT_OWN_HOST"
+
+// Build builds sdvbox, once for a package with an own host.
 func Build(tb testing.TB) (path string) {
 	tb.Helper()
-	path = filepath.Join(tb.TempDir(), "sdvbox")
-	build(tb, path, "sdvbox")
-	return path
+	return build(tb, "sdvbox")
 }
 
 // Program builds a program that needs nothing of the image it is in.
 func Program(tb testing.TB, pkg string) []byte {
 	tb.Helper()
-	path := filepath.Join(tb.TempDir(), "program")
-	build(tb, path, pkg)
-	data, err := os.ReadFile(path)
+	data, err := os.ReadFile(build(tb, pkg))
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return data
 }
 
-func build(tb testing.TB, path, pkg string) {
+func build(tb testing.TB, pkg string) (path string) {
 	tb.Helper()
+	dir := os.Getenv(ownHost)
+	if dir == "" {
+		dir = tb.TempDir()
+	}
+	path = filepath.Join(dir, filepath.Base(pkg))
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("%s: %v\n%s", cmd, err, out)
 	}
+	return path
 }
 
 // Section is a part of the configuration file.
@@ -230,7 +242,7 @@ func (a *Agent) Import(images ...*Image) {
 	}
 }
 
-// Eventually waits until something is so.
+// Eventually waits until something is so, in the test that the agent is of.
 func (a *Agent) Eventually(limit time.Duration, what string, is func() bool) {
 	a.tb.Helper()
 	for begin := time.Now(); !is(); time.Sleep(5 * time.Millisecond) {

