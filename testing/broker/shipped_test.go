@@ -322,24 +322,31 @@ func TestTheDaemonsGetInAsTheirDropInsSay(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", box, "../..").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
+	dir := t.TempDir()
 	for name, d := range map[string]struct {
 		prefix string
 		args   []string
 	}{
-		"self-update-agent": {"selfupdate", []string{"--server", "tcp://" + s.Addr, "--installer", "dummy"}},
-		"update-manager": {"vehicleupdate", []string{"--mqtt-conn-broker", "tcp://" + s.Addr,
-			"--cfg-file", "../../applets/update-manager/etc/update-manager/config.json", "--control-socket", filepath.Join(t.TempDir(), "s")}},
+		"self-update-agent": {"selfupdate", []string{"--state-dir", dir + "/s", "--server", "tcp://" + s.Addr, "--installer", "dummy"}},
+		"update-manager": {"vehicleupdate", []string{"--state-dir", dir + "/u", "--mqtt-conn-broker", "tcp://" + s.Addr,
+			"--cfg-file", "../../applets/update-manager/etc/update-manager/config.json", "--control-socket", dir + "/u.sock"}},
+		"container-agent": {"containersupdate", []string{"--ua-enable", "--conn-broker-url", "tcp://" + s.Addr, "--ccl-ap", dir + "/containerd.sock",
+			"--cm-home-dir", dir + "/c", "--cm-state-dir", dir + "/c", "--cm-exec-root-dir", dir + "/c", "--ccl-home-dir", dir + "/c", "--ccl-exec-root-dir", dir + "/c",
+			"--net-exec-root-dir", dir + "/c", "--grpc-serv-ap", dir + "/c.sock", "--deployment-enable=false"}},
 	} {
 		text, err := os.ReadFile("../../meta-layer/recipes-connectivity/mosquitto/files/usr/lib/systemd/system/" + name + ".service.d/broker.conf")
 		if err != nil {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		daemon := exec.Command(box, append([]string{name, "--state-dir", t.TempDir()}, d.args...)...)
+		daemon := exec.Command(box, append([]string{name}, d.args...)...)
 		daemon.Env = os.Environ()
-		for line := range strings.Lines(string(text)) {
+		for line := range strings.Lines(strings.ReplaceAll(string(text), "/data/sdvbox/mqtt", s.secrets)) {
 			if vars, ok := strings.CutPrefix(line, "Environment="); ok {
-				daemon.Env = append(daemon.Env, strings.Fields(strings.ReplaceAll(vars, "/data/sdvbox/mqtt", s.secrets))...)
+				daemon.Env = append(daemon.Env, strings.Fields(vars)...)
+			}
+			if args, ok := strings.CutPrefix(line, "ExecStart=/usr/bin/"+name+" "); ok {
+				daemon.Args = append(daemon.Args, strings.Fields(args)...)
 			}
 		}
 		daemon.Stdout, daemon.Stderr = &out, &out
