@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package killmatrix
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"sdvbox/platform/cmapi"
+	"sdvbox/platform/ctrmodel"
+)
+
+// peer is the environment variable with the path of the original container management. Nothing of it is part of sdvbox.
+const peer = "PEER_KANTO_CM"
+
+func TestContainersOfTheRealOriginalAreTakenOver(t *testing.T) {
+	program := os.Getenv(peer)
+	if program == "" {
+		t.Skip(peer + " does not name the original container management, nothing to take over from")
+	}
+	t.Parallel()
+	for name, signal := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "stopped": syscall.SIGTERM} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			// The image, and nothing else of ours.
+			r.launch()
+			r.Import(r.box(image, nil))
+			r.Terminate()
+			r.must(os.RemoveAll(r.Dir + "/state"))
+
+			original, client := r.startOriginal(program)
+			running := []string{"counting-id", "faithful-id", "once-id"}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			pids, address := map[string]int64{}, ""
+			for _, c := range []*ctrmodel.Container{
+				r.counting("counting", ctrmodel.RestartAlways), container("faithful", ctrmodel.RestartUnlessStopped, sleeper),
+				container("once", ctrmodel.RestartNever, sleeper), container("halted", ctrmodel.RestartUnlessStopped, sleeper),
+			} {
+				_, err := client.Create(ctx, c)
+				r.must(err)
+				r.must(client.Start(ctx, c.ID))
+			}
+			r.must(client.Stop(ctx, "halted-id", ctrmodel.StopOptions{Force: true, Timeout: 5}))
+			for _, id := range running {
+				c, err := client.Get(ctx, id)
+				r.must(err)
+				pids[id], address = c.State.PID, c.NetworkSettings.Networks["bridge"].IPAddress
+			}
+			r.reachable(address)
+			time.Sleep(time.Second)
+			original.Process.Signal(signal)
+			original.Wait()
+			if signal == syscall.SIGTERM { // it has stopped them all
+				running = running[:2]
+				pids = nil
+			}
+
+			r.launch()
+			for _, id := range running {
+				if pid := r.awaitRunning(id); pids != nil && pid != pids[id] {
+					t.Errorf("%s was started anew", id)
+				}
+			}
+			r.awaitStatus("halted-id", ctrmodel.Stopped)
+			if pids == nil {
+				r.awaitStatus("once-id", ctrmodel.Stopped)
+			}
+			if pids != nil {
+				r.reachable(address)
+			}
+			first := r.numbers("counting-id")
+			r.await("the log goes on", func() bool { return len(r.numbers("counting-id")) > len(first)+100 })
+			// Only what the original had in its hands when it was killed may be missing.
+			gaps := 0
+			for all, n := r.numbers("counting-id"), 1; n < len(all); n++ {
+				if all[n] != all[n-1]+1 && all[n] != 1 {
+					gaps++
+				}
+			}
+			if gaps > 1 || pids == nil && gaps > 0 {
+				t.Errorf("there are %d gaps in the log", gaps)
+			}
+			r.restartsAfterKill("counting-id")
+			r.restartsAfterKill("faithful-id")
+			list, err := r.List(t.Context())
+			r.must(err)
+			if len(list) != 4 {
+				t.Errorf("%d containers", len(list))
+			}
+			for _, c := range list {
+				r.remove(c.ID)
+			}
+			r.nothingInContainerd()
+		})
+	}
+}
+
+// reachable makes sure that a container has its address.
+func (r *rig) reachable(address string) {
+	r.t.Helper()
+	r.inside(func() {
+		conn, err := net.DialTimeout("tcp4", net.JoinHostPort(address, "9"), 3*time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			r.t.Errorf("container at %q: %v, expected that it refuses", address, err)
+		}
+	})
+}
+
+// numbers is the lines that a container which counts has in its log.
+func (r *rig) numbers(id string) (list []int) {
+	r.t.Helper()
+	text, err := os.ReadFile(filepath.Join(r.Dir, "home/containers", id, "json.log"))
+	r.must(err)
+	for _, found := range regexp.MustCompile(`"log":"line (\d+)\\n"`).FindAllSubmatch(text, -1) {
+		n, _ := strconv.Atoi(string(found[1]))
+		list = append(list, n)
+	}
+	return list
+}
+
+// startOriginal starts the original where our agent is to be.
+func (r *rig) startOriginal(program string) (*exec.Cmd, *cmapi.Client) {
+	r.t.Helper()
+	socket := r.Dir + "/original.sock"
+	cmd := exec.Command(program, "--conn-broker-url", "tcp://127.0.0.1:1", "--things-enable=false", "--ua-enable=false", "--deployment-enable=false",
+		"--ccl-ap", r.Containerd.Socket, "--ccl-default-ns", r.namespace, "--ccl-home-dir", r.Dir+"/home", "--ccl-exec-root-dir", r.Dir+"/run",
+		"--cm-home-dir", r.Dir+"/home", "--cm-exec-root-dir", r.Dir+"/run", "--cm-deflt-ctrs-stop-timeout", "1",
+		"--net-home-dir", r.Dir+"/home", "--net-exec-root-dir", r.Dir+"/run", "--net-br-name", r.Bridge,
+		"--grpc-serv-ap", socket, "--log-file", r.Dir+"/original.log", "--log-level", "DEBUG")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	r.inside(func() { r.must(cmd.Start()) })
+	client := cmapi.NewClient(socket)
+	r.t.Cleanup(func() {
+		client.Close()
+		cmd.Process.Kill()
+		cmd.Wait()
+		if log, err := os.ReadFile(r.Dir + "/original.log"); err == nil && r.t.Failed() {
+			r.t.Logf("the original said:\n%s", log[max(0, len(log)-20000):])
+		}
+	})
+	r.await("the original answers", func() bool {
+		_, err := client.List(r.t.Context())
+		return err == nil
+	})
+	return cmd, client
+}
+
+// restartsAfterKill kills the process of a container and waits for another one.
+func (r *rig) restartsAfterKill(id string) {
+	r.t.Helper()
+	before := r.awaitRunning(id)
+	r.must(syscall.Kill(int(before), syscall.SIGKILL))
+	r.await(id+" runs again", func() bool {
+		c, pid, err := r.look(id)
+		return err == nil && pid != 0 && pid != before && c.State.PID == pid && c.State.Status == ctrmodel.Running
+	})
+}
