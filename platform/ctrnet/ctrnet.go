@@ -122,9 +122,23 @@ func (n *Network) Attach(ctx context.Context, c *ctrmodel.Container) (netNS stri
 		return "", err
 	}
 	n.refresh()
+	n.describe(s, c)
+	return netNS, nil
+}
+
+// Describe says in c what and where the place of a container is that has one, as Attach has done: whoever asked that to do so may
+// have been killed before it was written down. It does nothing to a container that has none.
+func (n *Network) Describe(c *ctrmodel.Container) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s := n.sandboxes[c.ID]; s != nil {
+		n.describe(s, c)
+	}
+}
+
+func (n *Network) describe(s *sandbox, c *ctrmodel.Container) {
 	c.HostsPath, c.HostnamePath, c.ResolvConfPath = n.file(s.ID, "hosts"), n.file(s.ID, "hostname"), n.file(s.ID, "resolv.conf")
 	c.NetworkSettings = n.settings(s)
-	return netNS, nil
 }
 
 // connect puts a sandbox behind the bridge.

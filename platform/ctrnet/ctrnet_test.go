@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -531,8 +532,16 @@ func TestAttachFillsInWhereTheContainerIs(t *testing.T) {
 	if text := read(t, c.HostnamePath); text != "one-host\n" {
 		t.Errorf("hostname %q", text)
 	}
-	detach(t, n, c)
+	n = restart(t, n, c.ID)
 	again := container("one")
+	if n.Describe(again); !reflect.DeepEqual(again.NetworkSettings, c.NetworkSettings) || again.HostsPath != c.HostsPath {
+		t.Errorf("after a restart: %+v", again)
+	}
+	detach(t, n, c)
+	again = container("one")
+	if n.Describe(again); again.NetworkSettings != nil || again.HostsPath != "" {
+		t.Errorf("after its end: %+v", again)
+	}
 	again.ID = "another"
 	if attach(t, n, again); ipOf(again) != e.IPAddress {
 		t.Errorf("after an update the address is %s, want %s", ipOf(again), e.IPAddress)

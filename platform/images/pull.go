@@ -38,8 +38,12 @@ func (s *Store) Refresh(ctx context.Context, ref string, progress func(ctrmodel.
 	return s.pull(ctx, ref, progress, true)
 }
 
-// ByDigest is Pull of the image that the name stood for when it had the digest, whatever it stands for now.
+// ByDigest is Pull of the image that the name stood for when it had the digest, whatever it stands for now. An empty digest is
+// that of now.
 func (s *Store) ByDigest(ctx context.Context, ref, digest string) (Image, error) {
+	if digest == "" {
+		return s.Pull(ctx, ref, nil)
+	}
 	r, err := parseRef(ref)
 	if err != nil {
 		return Image{}, err

@@ -630,6 +630,9 @@ func TestWhatANameStoodForStaysForItsContainers(t *testing.T) {
 	}
 	_, err := s.ByDigest(ctx, ref, newImage(4).root.Digest.String())
 	expect(t, err, ctrmodel.NotFound, newImage(4).root.Digest.String())
+	if img := must(s.ByDigest(ctx, ref, ""))(t); img.Config.Env[0] != "SEED=3" {
+		t.Errorf("without a digest: %+v", img)
+	}
 	_, err = s.ByDigest(ctx, ref, "sha256:1")
 	expect(t, err, ctrmodel.InvalidArgument, "sha256:1")
 }
