@@ -2,8 +2,8 @@
 
 // Command demo runs the main job before your eyes: a virtual vehicle starts
 // version 1 of its operating system on slot A, is sent one message that asks for
-// version 2, installs it on slot B through RAUC, reboots into it, proves its
-// health and says so.
+// version 2 and for a container, installs the one on slot B through RAUC and
+// pulls the other, reboots, proves its health and says so.
 //
 // It needs root, to build the vehicle's images, and the packages that "make
 // demo" installs. With KEEP=1 the vehicle is left running.
@@ -22,6 +22,7 @@ import (
 	"syscall"
 	"time"
 
+	"sdvbox/testing/ctragent"
 	"sdvbox/testing/ota"
 	"sdvbox/testing/vehicle"
 )
@@ -60,7 +61,8 @@ func (d *demo) run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
 	defer cancel()
 	var disk, bundle string
-	err := d.step("Build", "the vehicle's disk with version 1, and a signed bundle of version 2", func(note func(string)) error {
+	var hello *ctragent.Image
+	err := d.step("Build", "the vehicle's disk with version 1, a signed bundle of version 2, and the image of a container", func(note func(string)) error {
 		b, err := vehicle.NewBuilder()
 		if err != nil {
 			return err
@@ -74,18 +76,21 @@ func (d *demo) run(ctx context.Context) error {
 		if d.dir, err = os.MkdirTemp(b.Cache, "demo-"); err != nil {
 			return err
 		}
+		if hello, err = b.Hello(ctx, "latest"); err != nil {
+			return err
+		}
 		disk, bundle, err = build(ctx, b, d.dir)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	url, err := serve(bundle)
+	host, err := serve(bundle, hello)
 	if err != nil {
 		return err
 	}
 
-	err = d.step("Start", "the vehicle in QEMU: firmware, GRUB, Linux, systemd, mosquitto, RAUC, sdvbox", func(note func(string)) error {
+	err = d.step("Start", "the vehicle in QEMU: firmware, GRUB, Linux, systemd, mosquitto, RAUC, containerd, sdvbox", func(note func(string)) error {
 		d.vm, err = vehicle.Start(ctx, vehicle.Machine{Disk: disk, Keep: d.keep})
 		if err != nil {
 			return err
@@ -98,14 +103,15 @@ func (d *demo) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.ask(ctx, "rauc-helper status"); err != nil {
+	if err := d.ask(ctx, "rauc-helper status", "kanto-cm list"); err != nil {
 		return err
 	}
 
-	if err := d.update(ctx, url); err != nil {
+	message := fmt.Sprintf(combined, "http://"+host+"/"+filepath.Base(bundle), host)
+	if err := d.update(ctx, message); err != nil {
 		return err
 	}
-	if err := d.ask(ctx, "rauc-helper status", "update-manager history"); err != nil {
+	if err := d.ask(ctx, "rauc-helper status", "kanto-cm list", "kanto-cm logs -n hello-world", "update-manager history"); err != nil {
 		return err
 	}
 	d.summary()
@@ -136,16 +142,24 @@ func build(ctx context.Context, b *vehicle.Builder, dir string) (disk, bundle st
 	return disk, bundle, vehicle.CopyDisk(disk, base)
 }
 
-// serve offers the bundle to the vehicle, which sees this machine's loopback
-// interface as 10.0.2.2.
-func serve(bundle string) (url string, err error) {
+// combined is the message, as in the documentation of Eclipse Leda: an image of the system, and one of a container.
+const combined = `{"activityId":"` + activity + `","timestamp":0,"payload":{"domains":[
+  {"id":"self-update","components":[{"id":"os-image","version":"2","config":[{"key":"image","value":"%s"}]}]},
+  {"id":"containers","config":[],"components":[{"id":"hello-world","version":"latest","config":[
+    {"key":"image","value":"%s/library/hello-world:latest"},{"key":"env","value":"FOO=BAR"}]}]}]}}`
+
+// serve offers the bundle and the image to the vehicle. It returns where.
+func serve(bundle string, image *ctragent.Image) (host string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
-	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, bundle) }))
+	files := http.NewServeMux()
+	files.Handle("/v2/", ctragent.NewRegistry(image))
+	files.HandleFunc("/"+filepath.Base(bundle), func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, bundle) })
+	go http.Serve(l, files)
 	_, port, err := net.SplitHostPort(l.Addr().String())
-	return "http://10.0.2.2:" + port + "/" + filepath.Base(bundle), err
+	return net.JoinHostPort(vehicle.Host, port), err
 }
 
 // ready waits until the vehicle has started the version, and connects to its broker.
@@ -176,11 +190,11 @@ func (d *demo) ready(ctx context.Context, version string) error {
 }
 
 // update publishes one message, and then looks on until the vehicle says how it has ended.
-func (d *demo) update(ctx context.Context, url string) error {
+func (d *demo) update(ctx context.Context, message string) error {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
-	err := d.step("Update", "to version 2, by one message on vehicleupdate/desiredstate", func(note func(string)) error {
-		if err := d.request(ctx, url); err != nil {
+	err := d.step("Update", "to version 2 and a container, by one message on vehicleupdate/desiredstate", func(note func(string)) error {
+		if err := d.request(ctx, message); err != nil {
 			return err
 		}
 		// The vehicle reboots when it is ready to, and not before.
@@ -228,9 +242,9 @@ func (d *demo) update(ctx context.Context, url string) error {
 }
 
 // request publishes the message again until the update manager answers: it may not listen yet. The same activity twice is one.
-func (d *demo) request(ctx context.Context, url string) error {
+func (d *demo) request(ctx context.Context, message string) error {
 	for {
-		if err := d.bus.Request(ctx, activity, "2", url); err != nil {
+		if err := d.bus.Send(ctx, []byte(message)); err != nil {
 			return err
 		}
 		wait, cancel := context.WithTimeout(ctx, 5*time.Second)

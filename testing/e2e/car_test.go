@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"sdvbox/testing/agents"
 	"sdvbox/testing/ota"
 	"sdvbox/testing/vehicle"
 )
@@ -26,18 +25,17 @@ const (
 	shortTime  = time.Minute
 )
 
-// car is a vehicle that lives through a story; t is the step of the story, life, that is being told.
+// car is a vehicle that lives through a story; t is the step of the story that is being told.
 type car struct {
-	t, life *testing.T
+	t       *testing.T
 	dir     string
 	disk    string
 	env     vehicle.Partition // with the boot environment
 	watched bool              // has a hardware watchdog
+	second  string            // another disk, with tests
 	vm      *vehicle.VM
 	bus     *ota.Driver // by which one domain is driven, as a technician
 	fleet   *ota.Driver // by which the vehicle is
-	relay   *relay
-	agent   *agents.Agent // of the containers
 	born    time.Time
 	boots   int
 	log     []string // how long each boot took
@@ -75,7 +73,7 @@ type status struct {
 // newCar makes a vehicle with a disk of its own.
 func newCar(t *testing.T, p parts) *car {
 	t.Helper()
-	c := &car{t: t, life: t, dir: t.TempDir(), born: time.Now(), relay: newRelay(t)}
+	c := &car{t: t, dir: t.TempDir(), born: time.Now()}
 	c.disk = filepath.Join(c.dir, "disk.img")
 	c.must(vehicle.CopyDisk(c.disk, p.factory))
 	var err error
@@ -119,7 +117,7 @@ func (c *car) step(name string, f func()) {
 func (c *car) explain(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	out, err := c.vm.Run(ctx, "journalctl --no-pager -b -o short-monotonic -n 150 -u update-manager -u self-update-agent -u sdvbox-confirm -u rauc -u mosquitto; update-manager status; update-manager history; rauc-helper status; systemctl --no-pager --failed list-units; systemctl --no-pager list-jobs")
+	out, err := c.vm.Run(ctx, "journalctl --no-pager -b -o short-monotonic -n 150 -u update-manager -u self-update-agent -u container-agent -u containerd -u sdvbox-confirm -u rauc -u mosquitto; update-manager status; update-manager history; rauc-helper status; kanto-cm list; systemctl --no-pager --failed list-units; systemctl --no-pager list-jobs")
 	t.Logf("the vehicle says (%v):\n%s", err, out)
 	for _, name := range []string{"grubenv", "grubenv2"} {
 		env, err := vehicle.GetFAT(ctx, c.disk, c.env, name)
@@ -176,7 +174,11 @@ func (c *car) status() status {
 // start switches the vehicle on.
 func (c *car) start() {
 	c.t.Helper()
-	vm, err := vehicle.Start(c.within(bootTime), vehicle.Machine{Disk: c.disk, Log: filepath.Join(c.dir, "serial.log"), Watchdog: c.watched})
+	m := vehicle.Machine{Disk: c.disk, Log: filepath.Join(c.dir, "serial.log"), Watchdog: c.watched}
+	if c.second != "" {
+		m.Args = []string{"-drive", "if=none,id=second,format=raw,file=" + c.second, "-device", "nvme,drive=second,serial=second"}
+	}
+	vm, err := vehicle.Start(c.within(bootTime), m)
 	c.must(err)
 	c.vm = vm
 	c.boots++
@@ -275,10 +277,6 @@ func (c *car) connect(ctx context.Context) {
 		err = c.fleet.Again(ctx, login)
 	}
 	c.must(err)
-	c.must(c.relay.open(ctx, c.vm))
-	if c.agent == nil {
-		c.agent = agents.Start(c.life, c.relay.url, agents.Script{Domain: "containers", Style: agents.Resuming, Delay: 200 * time.Millisecond})
-	}
 }
 
 // update drives an activity through commands and returns the last answer.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sdvbox/testing/ctragent"
 	"sdvbox/testing/vehicle"
 )
 
@@ -34,6 +35,9 @@ type parts struct {
 	one     string // bundle of version 1
 	two     string // of version 2, which has faults on demand
 	panics  string // of a system without init
+	tests   string // disk with tests that run in the vehicle
+	// Images of the container of the documentation's message.
+	old, latest *ctragent.Image
 	// Bundles that must be refused.
 	stranger, other, short, damaged, huge, small string
 }
@@ -124,6 +128,11 @@ func build(ctx context.Context, t *testing.T) parts {
 		data[len(data)/2] ^= 1
 		return data
 	})
+	p.old, err = b.Hello(ctx, "old")
+	must(err)
+	p.latest, err = b.Hello(ctx, "latest")
+	must(err)
+	p.tests = buildSuite(ctx, t)
 	disk := vehicle.Disk{A: base}
 	p.factory, err = b.Disk(ctx, disk)
 	must(err)
@@ -138,10 +147,10 @@ func TestLifeOfAVehicle(t *testing.T) {
 	p := build(t.Context(), t)
 	t.Logf("built in %.0f s", time.Since(begin).Seconds())
 	t.Run("First", func(t *testing.T) {
-		firstLife(newCar(t, p), newOrigin(t), p)
+		firstLife(newCar(t, p), newOrigin(t, p.latest), p)
 	})
 	t.Run("Second", func(t *testing.T) {
-		secondLife(newCar(t, p), newOrigin(t), p)
+		secondLife(newCar(t, p), newOrigin(t, p.old, p.latest), p)
 	})
 }
 
@@ -164,7 +173,7 @@ func firstLife(c *car, o *origin, p parts) {
 		c.updated(c.up("SDV_B", "2"))
 	})
 	c.step("TheNextUpdateGoesBackToTheFirstSlotByHand", func() { c.byHand("back", "1", o.offer("one", file{path: p.one})) })
-	c.step("OneMessageUpdatesTheWholeVehicle", func() { c.asOne("whole", "2", o.offer("two", file{path: p.two}), "SDV_B") })
+	c.step("OneMessageUpdatesTheWholeVehicle", func() { c.asOne(o, "whole", "2", o.offer("two", file{path: p.two}), "SDV_B") })
 	c.step("WithoutAGoodSlotTheRescueSystemStarts", func() {
 		c.run("rauc status mark-bad rootfs.0")
 		c.run("rauc status mark-bad rootfs.1")
@@ -179,12 +188,13 @@ func firstLife(c *car, o *origin, p parts) {
 
 // secondLife is one of updates that start and then do not prove themselves.
 func secondLife(c *car, o *origin, p parts) {
-	c.watched = long
+	c.watched, c.second = long, p.tests
 	c.start()
 	c.up("SDV_A", "1")
+	c.step("AContainerIsMadeByHand", func() { c.makes(o, "old") })
 	c.step("TheWholeVehicleGoesBackWithAnUnhealthySlot", func() {
 		c.fault("brakes", "30s")
-		c.backAsOne("range", "2", o.offer("range", file{path: p.two, noRange: true}), "brakes: no brakes")
+		c.backAsOne(o, "range", "2", o.offer("range", file{path: p.two, noRange: true}), "brakes: no brakes")
 	})
 	c.step("ADownloadWithoutRangesHasStartedAnew", func() { c.noRanges(o, p.two) })
 	url := o.offer("two", file{path: p.two})
@@ -207,6 +217,7 @@ func secondLife(c *car, o *origin, p parts) {
 			c.cleanup("good", "COMPLETE", "Self-update agent has activated the new OS image.")
 		})
 	}
+	c.step("TestsOfContainersPassInTheVehicle", c.passes)
 }
 
 // isNew checks what a vehicle from the factory says about itself.

@@ -13,11 +13,15 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"sdvbox/testing/ctragent"
+	"sdvbox/testing/vehicle"
 )
 
-// origin is the server with the bundles. It runs on this machine, which the vehicle sees as 10.0.2.2.
+// origin is the server with the bundles and the images of containers. It runs on this machine, which the vehicle sees as 10.0.2.2.
 type origin struct {
 	addr  string
+	ships *ctragent.Registry
 	mu    sync.Mutex
 	files map[string]file // by path
 	asked []request
@@ -40,12 +44,12 @@ type request struct {
 	sent       int64
 }
 
-func newOrigin(t *testing.T) *origin {
+func newOrigin(t *testing.T, images ...*ctragent.Image) *origin {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &origin{addr: l.Addr().String(), files: map[string]file{}, died: make(chan struct{})}
+	o := &origin{addr: l.Addr().String(), ships: ctragent.NewRegistry(images...), files: map[string]file{}, died: make(chan struct{})}
 	o.serve(l)
 	t.Cleanup(func() { o.open.Close() })
 	return o
@@ -68,7 +72,7 @@ func (o *origin) restart() error {
 // host is the server's address for the vehicle.
 func (o *origin) host() string {
 	_, port, _ := net.SplitHostPort(o.addr)
-	return net.JoinHostPort("10.0.2.2", port)
+	return net.JoinHostPort(vehicle.Host, port)
 }
 
 // offer makes a file known and returns its URL.
@@ -93,6 +97,10 @@ func (o *origin) requests(name string) []request {
 }
 
 func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, "/v2/") {
+		o.ships.ServeHTTP(w, r)
+		return
+	}
 	o.mu.Lock()
 	f, ok := o.files[r.URL.Path]
 	n := len(o.asked)

@@ -140,6 +140,15 @@ func (d *Driver) publish(ctx context.Context, topic, id string, payload any) err
 	if err != nil {
 		return err
 	}
+	return d.send(ctx, topic, data)
+}
+
+// Send publishes a desired state as it is.
+func (d *Driver) Send(ctx context.Context, message []byte) error {
+	return d.send(ctx, d.prefix+"/desiredstate", message)
+}
+
+func (d *Driver) send(ctx context.Context, topic string, data []byte) error {
 	for {
 		err := d.bus.Publish(ctx, topic, false, data)
 		if err == nil {
