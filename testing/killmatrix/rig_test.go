@@ -5,6 +5,7 @@
 package killmatrix
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -90,7 +91,8 @@ type rig struct {
 	namespace string         // of containerd
 	network   netns.NsHandle // namespace of the agent
 	place     census.Place
-	down      bool // the agent has been killed
+	program   string // link to what is installed
+	down      bool   // the agent has been killed
 }
 
 var rigs atomic.Int32
@@ -101,7 +103,9 @@ func newRig(t *testing.T) *rig {
 	d := ctrd.Start(t)
 	r := &rig{t: t, namespace: fmt.Sprintf("killmatrix-%d-%d", os.Getpid(), rigs.Add(1)), down: true}
 	r.unshare()
-	r.Agent = ctragent.New(t, os.Getenv(program), d)
+	r.program = filepath.Join(t.TempDir(), "sdvbox")
+	r.install(os.Getenv(program))
+	r.Agent = ctragent.New(t, r.program, d)
 	r.must(errors.Join(os.Chmod(r.Dir, 0o755), os.Mkdir(r.Dir+"/out", 0o777), os.Chmod(r.Dir+"/out", 0o777)))
 	r.Config["containers"]["default_ns"] = r.namespace
 	r.Config["manager"]["default_ctrs_stop_timeout"] = 3
@@ -110,6 +114,12 @@ func newRig(t *testing.T) *rig {
 		Dirs: []string{r.Dir + "/run", r.Dir + "/state", r.Dir + "/home", r.Dir + "/out"},
 	}
 	return r
+}
+
+// install makes a program the one that runs from the next start on.
+func (r *rig) install(path string) {
+	r.t.Helper()
+	r.must(errors.Join(os.Symlink(path, r.program+".new"), os.Rename(r.program+".new", r.program)))
 }
 
 // unshare makes the namespace of networks.
@@ -367,10 +377,19 @@ func said(file string) (last []int) {
 // of its processes.
 func (r *rig) complete(id string, torn bool) []int {
 	r.t.Helper()
-	log, err := os.Open(filepath.Join(r.Dir, "home/containers", id, "json.log"))
-	r.must(err)
-	defer log.Close()
-	last, err := lives(log, torn)
+	path := filepath.Join(r.Dir, "home/containers", id, "json.log")
+	var log bytes.Buffer
+	older, _ := filepath.Glob(path + ".*")
+	for n := len(older); n >= 0; n-- {
+		file := path
+		if n > 0 {
+			file = fmt.Sprint(path, ".", n)
+		}
+		data, err := os.ReadFile(file)
+		r.must(err)
+		log.Write(data)
+	}
+	last, err := lives(&log, torn)
 	if err != nil {
 		r.t.Fatalf("log of %s: %v", id, err)
 	}
