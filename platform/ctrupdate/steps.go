@@ -104,7 +104,7 @@ func (w *work) pulled(a *action, p ctrmodel.Progress) {
 	case p.Phase == "unpacking":
 		percent = 90 + int(9*p.Done/p.Total)
 	}
-	tell := percent > a.progress && time.Since(w.told) > time.Second
+	tell := a.Status == updateproto.ActionDownloading && percent > a.progress && time.Since(w.told) > time.Second
 	a.progress = max(a.progress, min(percent, 99))
 	if tell {
 		w.told = time.Now()
@@ -228,29 +228,27 @@ func (w *work) giveUp(ctx context.Context, a *action, cause error) []updateproto
 
 // back takes everything back.
 func (w *work) back(ctx context.Context, why string) []updateproto.Feedback {
-	for _, a := range slices.Backward(w.mine) {
-		err := w.undo(ctx, a)
-		if ctx.Err() != nil {
-			return nil
-		}
+	w.undoAll(ctx, w.mine, func(*action) {}, func(a *action, err error) {
 		switch {
 		case err != nil:
-			w.Log.Error("cannot take back the update of a container", "container", a.Name, "error", err)
 			why += "; " + a.Name + " cannot be taken back: " + err.Error()
 		case a.Status == updateproto.ActionActivationSuccess && a.Kind != check:
 			w.set(a, updateproto.ActionUpdateFailure, "Taken back.")
 		}
+	})
+	if ctx.Err() != nil {
+		return nil
 	}
 	return w.end(updateproto.StatusActivationFailure, why)
 }
 
 // activate lets a container take its place.
 func (w *work) activate(ctx context.Context, a *action) (said string, err error) {
+	if err := w.makeWay(ctx, a); err != nil {
+		return "", err
+	}
 	switch a.Kind {
 	case create, recreate:
-		if err := w.makeWay(ctx, a); err != nil {
-			return "", err
-		}
 		start := w.Engine.Ensure
 		if a.Kind == recreate {
 			start = w.Engine.Switch
@@ -278,7 +276,7 @@ func (w *work) health(a *action) proof {
 	return p
 }
 
-// makeWay parks the containers that are to go and have a port which the new container of an action needs.
+// makeWay parks the containers that are to go and have a port which the container of an action needs.
 func (w *work) makeWay(ctx context.Context, a *action) error {
 	for _, other := range w.mine {
 		if other == a || other.Kind != destroy && other.Kind != recreate {
@@ -300,23 +298,59 @@ func (w *work) park(ctx context.Context, a *action) error {
 	return unlessGone(w.persist(ctx, func() error { return w.Engine.Park(ctx, a.Old, owner) }))
 }
 
-// undo makes the containers of an action what they were.
-func (w *work) undo(ctx context.Context, a *action) error {
-	var err error
-	switch a.Kind {
-	case create:
-		err = w.persist(ctx, func() error { return w.Engine.Remove(ctx, a.New, true, ctrmodel.StopOptions{}) })
-	case recreate:
-		err = w.persist(ctx, func() error { return w.Engine.Abandon(ctx, a.New) })
-	case update:
-		if a.Before != nil {
-			err = w.persist(ctx, func() error { return w.Engine.Update(ctx, a.Old, a.Before.options()) })
+// undoAll makes the containers what they were. What has been parked comes back when all that took its place is gone. It calls
+// begin before each action and end after it.
+func (w *work) undoAll(ctx context.Context, list []*action, begin func(*action), end func(*action, error)) {
+	list = slices.Clone(list)
+	slices.Reverse(list)
+	slices.SortStableFunc(list, func(a, b *action) int {
+		last := map[kind]int{destroy: 1}
+		return last[a.Kind] - last[b.Kind]
+	})
+	var parked []*action
+	for _, a := range list {
+		begin(a)
+		err := unlessGone(w.undo(ctx, a))
+		if a.Kind == recreate && err == nil {
+			parked = append(parked, a)
+		}
+		if err != nil {
+			w.Log.Error("cannot take back the update of a container", "container", a.Name, "error", err)
+		}
+		end(a, err)
+	}
+	for _, a := range parked {
+		if err := w.unpark(ctx, a); err != nil {
+			w.Log.Error("cannot start a container again", "container", a.Name, "error", err)
+			end(a, err)
 		}
 	}
-	if slices.Contains(w.Engine.Parked(owner), a.Old) {
-		err = errors.Join(unlessGone(err), unlessGone(w.persist(ctx, func() error { return w.Engine.Unpark(ctx, a.Old) })))
+}
+
+// undo makes the container of an action what it was.
+func (w *work) undo(ctx context.Context, a *action) error {
+	return w.persist(ctx, func() error {
+		switch a.Kind {
+		case create:
+			return w.Engine.Remove(ctx, a.New, true, ctrmodel.StopOptions{})
+		case recreate:
+			return w.Engine.Abandon(ctx, a.New)
+		case update:
+			if a.Before != nil {
+				return w.Engine.Update(ctx, a.Old, a.Before.options())
+			}
+		case destroy:
+			return w.unpark(ctx, a)
+		}
+		return nil
+	})
+}
+
+func (w *work) unpark(ctx context.Context, a *action) error {
+	if !slices.Contains(w.Engine.Parked(owner), a.Old) {
+		return nil
 	}
-	return unlessGone(err)
+	return unlessGone(w.persist(ctx, func() error { return w.Engine.Unpark(ctx, a.Old) }))
 }
 
 // Verify finds out after a restart of the agent, or of the device, whether the new containers still are any good.
@@ -342,20 +376,20 @@ func (b *Backend) Verify(ctx context.Context, job *updateagent.Job) []updateprot
 func (b *Backend) Rollback(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
 	w := b.work(job)
 	var errs []error
-	for _, a := range slices.Backward(w.mine) {
-		if a.Kind == check {
-			continue
+	w.undoAll(ctx, w.mine, func(a *action) {
+		if a.Kind != check {
+			w.set(a, updateproto.ActionUpdating, "Rolling back.")
+			w.progress(updateproto.StatusRollback)
 		}
-		w.set(a, updateproto.ActionUpdating, "Rolling back.")
-		w.progress(updateproto.StatusRollback)
-		said := "Rolled back."
-		if err := w.undo(ctx, a); err != nil {
+	}, func(a *action, err error) {
+		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", a.Name, err))
-			said = "Cannot be rolled back: " + err.Error()
+			w.set(a, updateproto.ActionUpdateFailure, "Cannot be rolled back: "+err.Error())
+		} else if a.Kind != check {
+			w.set(a, updateproto.ActionUpdateFailure, "Rolled back.")
 		}
-		w.set(a, updateproto.ActionUpdateFailure, said)
 		w.progress(updateproto.StatusRollback)
-	}
+	})
 	if err := errors.Join(errs...); err != nil {
 		return w.end(updateproto.StatusRollbackFailure, err.Error())
 	}
@@ -366,31 +400,15 @@ func (b *Backend) Rollback(ctx context.Context, job *updateagent.Job) []updatepr
 func (b *Backend) Cleanup(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
 	w := b.work(job)
 	var errs []error
-	for _, a := range w.mine {
-		var err error
-		a.Over = undone
-		switch {
-		case !w.success(a):
-			err = w.undo(ctx, a)
-		case a.Kind == recreate:
-			a.Over = committed
-			if err := w.persist(ctx, func() error { return w.Engine.Commit(ctx, a.New) }); err != nil {
-				w.Log.Error("cannot remove the container that has been replaced, trying again with the next update", "container", a.Name, "error", err)
-			}
-		case a.Kind == destroy:
-			a.Over = committed
-			err = unlessGone(w.persist(ctx, func() error { return w.Engine.Remove(ctx, a.Old, true, ctrmodel.StopOptions{}) }))
-			if err != nil {
-				a.Over = undone
-				w.set(a, updateproto.ActionRemovalFailure, err.Error())
-			} else {
-				w.set(a, updateproto.ActionRemovalSuccess, "Existing container has been removed.")
-			}
-		default:
-			a.Over = committed
-		}
+	failed := func(a *action, err error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", a.Name, err))
+		}
+	}
+	w.undoAll(ctx, slices.DeleteFunc(slices.Clone(w.mine), w.success), func(a *action) { a.Over = undone }, failed)
+	for _, a := range w.mine {
+		if w.success(a) {
+			failed(a, w.commit(ctx, a))
 		}
 	}
 	status, message := updateproto.StatusCleanupSuccess, ""
@@ -398,11 +416,31 @@ func (b *Backend) Cleanup(ctx context.Context, job *updateagent.Job) []updatepro
 		status, message = updateproto.StatusCleanupFailure, err.Error()
 	}
 	terminal := updateproto.StatusCompleted
-	if i := slices.IndexFunc(w.all, func(a *action) bool { return a.Over != committed }); i >= 0 {
+	if slices.ContainsFunc(w.all, func(a *action) bool { return a.Over != committed }) {
 		terminal = updateproto.StatusIncomplete
 		message = cmp.Or(message, w.reason())
 	}
 	return append(w.end(status, message), w.feedback(terminal, message))
+}
+
+// commit gives up the way back.
+func (w *work) commit(ctx context.Context, a *action) error {
+	a.Over = committed
+	switch a.Kind {
+	case recreate:
+		if err := w.persist(ctx, func() error { return w.Engine.Commit(ctx, a.New) }); err != nil {
+			w.Log.Error("cannot remove the container that has been replaced, trying again with the next update", "container", a.Name, "error", err)
+		}
+	case destroy:
+		err := unlessGone(w.persist(ctx, func() error { return w.Engine.Remove(ctx, a.Old, true, ctrmodel.StopOptions{}) }))
+		if err != nil {
+			a.Over = undone
+			w.set(a, updateproto.ActionRemovalFailure, err.Error())
+			return err
+		}
+		w.set(a, updateproto.ActionRemovalSuccess, "Existing container has been removed.")
+	}
+	return nil
 }
 
 // success reports whether the baseline of an action has been activated.

@@ -72,6 +72,14 @@ func NewJob(r updateproto.DesiredState, progress func(updateproto.Feedback)) *Jo
 	return &Job{Request: r, progress: progress, save: func(json.RawMessage) error { return nil }}
 }
 
+// ResumeJob is NewJob for a Backend that has been restarted, with the notes that it has kept, and who keeps more.
+func ResumeJob(r updateproto.DesiredState, notes json.RawMessage, save func(json.RawMessage) error, progress func(updateproto.Feedback)) *Job {
+	return &Job{Request: r, notes: notes, save: save, progress: progress}
+}
+
+// Titles are what Divide was told.
+func (j *Job) Titles() []string { return j.titles }
+
 // Progress publishes an intermediate feedback.
 func (j *Job) Progress(f updateproto.Feedback) { j.progress(f) }
 

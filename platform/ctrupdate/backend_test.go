@@ -1,0 +1,503 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrupdate
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/updateagent"
+	"sdvbox/platform/updateproto"
+)
+
+// activity is a backend on a fake engine, and who commands it as the update protocol wants it.
+type activity struct {
+	t       *testing.T
+	f       *fake
+	b       *Backend
+	ds      updateproto.DesiredState
+	notes   json.RawMessage
+	mu      sync.Mutex
+	said    []updateproto.Feedback
+	titles  []string
+	reboot  bool // instead of a mere restart of the agent
+	crashes int
+}
+
+func newUpdate(t *testing.T, f *fake, ds updateproto.DesiredState) *activity {
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if os.Getenv("DEBUG") != "" {
+		log = slog.Default()
+	}
+	return &activity{t: t, f: f, ds: ds, b: &Backend{Config{
+		Engine: f, Domain: "containers", Version: "1", Health: time.Millisecond, Downloads: 1, Patience: 100 * time.Millisecond, Log: log,
+	}}}
+}
+
+// step runs one method of the backend, again if it is cut off.
+func (u *activity) step(method func(*Backend, context.Context, *updateagent.Job) []updateproto.Feedback, success bool, titles ...string) []updateproto.Feedback {
+	u.t.Helper()
+	for {
+		ctx, cancel := context.WithTimeout(u.t.Context(), 20*time.Second)
+		save := func(notes json.RawMessage) error {
+			if err := u.f.step(ctx, "before Save"); err != nil {
+				return err
+			}
+			u.notes = notes
+			return u.f.step(ctx, "after Save")
+		}
+		job := updateagent.ResumeJob(u.ds, u.notes, save, func(f updateproto.Feedback) {
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			u.said = append(u.said, f)
+		})
+		job.Success = success
+		for _, title := range titles {
+			job.Baselines = append(job.Baselines, updateagent.Baseline{Title: title, Success: success})
+		}
+		u.f.mu.Lock()
+		dead := u.f.dead
+		u.f.mu.Unlock()
+		done := make(chan []updateproto.Feedback, 1)
+		go func() { done <- method(u.b, ctx, job) }()
+		select {
+		case results := <-done:
+			cancel()
+			select {
+			case <-dead: // at the last moment
+			default:
+				u.said = append(u.said, results...)
+				if job.Titles() != nil {
+					u.titles = job.Titles()
+				}
+				return results
+			}
+		case <-dead:
+			cancel()
+			<-done
+		}
+		u.crashes++
+		u.f.revive(u.reboot)
+	}
+}
+
+// run drives an update through commands and CLEANUP. After one that fails comes CLEANUP at once, as from an update manager.
+func (u *activity) run(commands string, titles ...string) (terminal updateproto.Feedback) {
+	u.t.Helper()
+	r := u.step((*Backend).Identify, false)
+	if r[0].Status != updateproto.StatusIdentified || len(r) > 1 {
+		return r[len(r)-1]
+	}
+	return u.command(commands, titles...)
+}
+
+func (u *activity) command(commands string, titles ...string) updateproto.Feedback {
+	success := false
+	for c := range strings.FieldsSeq(commands) {
+		var r []updateproto.Feedback
+		switch c {
+		case "DOWNLOAD":
+			r = u.step((*Backend).Download, false, titles...)
+		case "UPDATE":
+			r = u.step((*Backend).Update, false, titles...)
+		case "ACTIVATE":
+			r = u.step((*Backend).Activate, false, titles...)
+			success = r[0].Status == updateproto.StatusActivationSuccess
+		case "RESTART", "REBOOT":
+			u.f.revive(c == "REBOOT")
+			r = u.step((*Backend).Verify, false, titles...)
+			success = r[0].Status == updateproto.StatusActivationSuccess
+		case "ROLLBACK":
+			r = u.step((*Backend).Rollback, false, titles...)
+			success = false
+		}
+		if strings.HasSuffix(r[0].Status, "_FAILURE") {
+			break
+		}
+	}
+	r := u.step((*Backend).Cleanup, success, titles...)
+	return r[len(r)-1]
+}
+
+// component makes a component of words KEY=VALUE.
+func component(id string, config ...string) updateproto.Component {
+	c := updateproto.Component{ID: id, Version: "2"}
+	for _, kv := range config {
+		key, value, _ := strings.Cut(kv, "=")
+		c.Config = append(c.Config, updateproto.KeyValue{Key: key, Value: value})
+	}
+	return c
+}
+
+func desire(components ...updateproto.Component) updateproto.DesiredState {
+	return updateproto.DesiredState{Domains: []updateproto.Domain{{ID: "containers", Components: components}}}
+}
+
+// car is a device with some containers.
+func car() *fake {
+	f := newFake()
+	for _, c := range []*ctrmodel.Container{
+		{Name: "hvac", Image: ctrmodel.Image{Name: "hvac:1"}, HostConfig: ctrmodel.HostConfig{Ports: []ctrmodel.Port{{HostPort: 80, Container: 80}}}},
+		{Name: "seats", Image: ctrmodel.Image{Name: "seats:1"}},
+		{Name: "radio", Image: ctrmodel.Image{Name: "radio:1"}, HostConfig: ctrmodel.HostConfig{Resources: ctrmodel.Resources{Memory: "64M"}}},
+		{Name: "old", Image: ctrmodel.Image{Name: "old:1"}, HostConfig: ctrmodel.HostConfig{Ports: []ctrmodel.Port{{HostPort: 90, Container: 90}}}},
+	} {
+		f.add(c, true)
+	}
+	return f
+}
+
+// whole is a desired state with a bit of everything. The images of hvac and navi are given.
+func whole(hvac, navi string, more ...string) updateproto.DesiredState {
+	return desire(
+		component("hvac", append([]string{"image=" + hvac, "port=80:80"}, more...)...),
+		component("seats", "image=seats:1"),
+		component("navi", "image="+navi, "port=90:90"), // has been the port of the one that goes
+		component("radio", "image=radio:1", "memory=128M", "restartPolicy=always"),
+	)
+}
+
+const all = "DOWNLOAD UPDATE ACTIVATE"
+
+var scenarios = []struct {
+	name     string
+	ds       updateproto.DesiredState
+	commands string
+	terminal string
+	reason   string
+}{
+	{"Success", whole("hvac:2", "navi:1"), all, "COMPLETED", ""},
+	{"SuccessWithHealthCommand", whole("hvac:2", "navi:1", "healthCmd=check"), all, "COMPLETED", ""},
+	{"SuccessAfterRestart", whole("hvac:2", "navi:1"), all + " RESTART", "COMPLETED", ""},
+	{"SuccessAfterReboot", whole("hvac:2", "navi:1"), all + " REBOOT", "COMPLETED", ""},
+	{"NewVersionEndsAtOnce", whole("hvac:bad", "navi:1"), all, "INCOMPLETE", "hvac: the container has ended with exit code 1"},
+	{"NewVersionOfAServiceEndsWithoutAnError", whole("hvac:once", "navi:1"), all, "INCOMPLETE", "hvac: the container has ended with exit code 0"},
+	{"LastOneDoesNotStart", whole("hvac:2", "navi:stuck"), all, "INCOMPLETE", "navi: cannot start"},
+	{"HealthCommandFails", whole("hvac:sick", "navi:1", "healthCmd=check", "healthRetries=1", "healthInterval=1ms"), all, "INCOMPLETE", "no answer from port 80"},
+	{"ImageIsMissing", whole("hvac:2", "navi:missing"), all, "INCOMPLETE", "navi: image navi:missing: not found"},
+	{"DiesAtTheReboot", whole("hvac:2", "navi:late"), all + " REBOOT", "INCOMPLETE", "navi: the container has ended with exit code 1"},
+	{"AbandonedAfterIdentification", whole("hvac:2", "navi:1"), "", "INCOMPLETE", ""},
+	{"AbandonedAfterDownload", whole("hvac:2", "navi:1"), "DOWNLOAD", "INCOMPLETE", ""},
+	{"AbandonedAfterUpdate", whole("hvac:2", "navi:1"), "DOWNLOAD UPDATE", "INCOMPLETE", ""},
+	{"RollbackAfterDownload", whole("hvac:2", "navi:1"), "DOWNLOAD ROLLBACK", "INCOMPLETE", ""},
+	{"RollbackAfterUpdate", whole("hvac:2", "navi:1"), "DOWNLOAD UPDATE ROLLBACK", "INCOMPLETE", ""},
+	{"RollbackAfterActivation", whole("hvac:2", "navi:1"), all + " ROLLBACK", "INCOMPLETE", ""},
+	{"RollbackAfterReboot", whole("hvac:2", "navi:1"), all + " REBOOT ROLLBACK", "INCOMPLETE", ""},
+}
+
+const after = `hvac id=new image=hvac:2 Running [{"maximum_retry_count":0,"retry_timeout":0,"type":"unless-stopped"},null,null,[{"proto":"tcp","container_port":80,"host_ip":"0.0.0.0","host_port":80,"host_port_end":80}]]
+navi id=new image=navi:1 Running [{"maximum_retry_count":0,"retry_timeout":0,"type":"unless-stopped"},null,null,[{"proto":"tcp","container_port":90,"host_ip":"0.0.0.0","host_port":90,"host_port_end":90}]]
+radio id=radio image=radio:1 Running [{"maximum_retry_count":0,"retry_timeout":0,"type":"always"},{"memory":"128M","memory_swap":"256M"},null,null]
+seats id=seats image=seats:1 Running [{"maximum_retry_count":0,"retry_timeout":0,"type":"unless-stopped"},null,null,null]`
+
+func TestUpdatesEndAsTheyShould(t *testing.T) {
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) {
+			f := car()
+			before := f.world()
+			u := newUpdate(t, f, s.ds)
+			end := u.run(s.commands)
+			if end.Status != s.terminal || !strings.Contains(end.Message, s.reason) {
+				t.Errorf("ends with %s %q, want %s %q\n%s", end.Status, end.Message, s.terminal, s.reason, strings.Join(f.log, "\n"))
+			}
+			u.judge(before, s.terminal)
+		})
+	}
+}
+
+// judge compares what is left with what should be.
+func (u *activity) judge(before, terminal string) {
+	u.t.Helper()
+	want := before
+	if terminal == "COMPLETED" {
+		want = after
+	}
+	if got := u.f.world(); got != want {
+		u.t.Errorf("left behind:\n%s\nwant:\n%s\ncalls:\n%s", got, want, strings.Join(u.f.log, "\n"))
+	}
+	if u.f.twice != "" {
+		u.t.Errorf("there were two processes of %s at the same time", u.f.twice)
+	}
+}
+
+// The agent is cut off before and after each call of the engine and each write of the journal, in turn, and started again,
+// alone or with the whole device.
+func TestCutAtEveryStep(t *testing.T) {
+	for _, reboot := range []bool{false, true} {
+		for _, s := range scenarios {
+			if reboot && s.name == "DiesAtTheReboot" {
+				continue
+			}
+			t.Run(fmt.Sprint(s.name, "/reboot=", reboot), func(t *testing.T) {
+				t.Parallel()
+				for cut := 1; ; cut++ {
+					f := car()
+					before := f.world()
+					u := newUpdate(t, f, s.ds)
+					f.cut, u.reboot = cut, reboot
+					end := u.run(s.commands)
+					if end.Status != s.terminal {
+						t.Errorf("cut at %d: ends with %s %q, want %s", cut, end.Status, end.Message, s.terminal)
+					}
+					u.judge(before, s.terminal)
+					if t.Failed() {
+						t.Fatalf("cut at %d:\n%s", cut, strings.Join(f.log, "\n"))
+					}
+					if u.crashes == 0 {
+						if cut < 3 {
+							t.Errorf("only %d calls", cut-1)
+						}
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// The order of the feedback of a run is that of the agent of Eclipse Kanto.
+func TestFeedbackComesInTheOrderOfKanto(t *testing.T) {
+	f := newFake()
+	for _, name := range []string{"hvac", "seats", "old"} {
+		f.add(&ctrmodel.Container{Name: name, Image: ctrmodel.Image{Name: name + ":1"}}, true)
+	}
+	u := newUpdate(t, f, desire(component("hvac", "image=hvac:2"), component("seats", "image=seats:1"), component("radio", "image=radio:1")))
+	u.run(all)
+	want := `
+IDENTIFIED hvac=IDENTIFIED seats=IDENTIFIED radio=IDENTIFIED old=IDENTIFIED
+DOWNLOADING hvac=DOWNLOADING seats=IDENTIFIED radio=IDENTIFIED old=IDENTIFIED
+DOWNLOADING hvac=DOWNLOAD_SUCCESS seats=IDENTIFIED radio=DOWNLOADING old=IDENTIFIED
+DOWNLOAD_SUCCESS hvac=DOWNLOAD_SUCCESS seats=IDENTIFIED radio=DOWNLOAD_SUCCESS old=IDENTIFIED
+UPDATING hvac=UPDATING seats=IDENTIFIED radio=DOWNLOAD_SUCCESS old=IDENTIFIED
+UPDATING hvac=UPDATE_SUCCESS seats=IDENTIFIED radio=DOWNLOAD_SUCCESS old=UPDATING
+UPDATE_SUCCESS hvac=UPDATE_SUCCESS seats=IDENTIFIED radio=DOWNLOAD_SUCCESS old=UPDATE_SUCCESS
+ACTIVATING hvac=ACTIVATING seats=IDENTIFIED radio=DOWNLOAD_SUCCESS old=UPDATE_SUCCESS
+ACTIVATING hvac=ACTIVATION_SUCCESS seats=ACTIVATING radio=DOWNLOAD_SUCCESS old=UPDATE_SUCCESS
+ACTIVATING hvac=ACTIVATION_SUCCESS seats=ACTIVATION_SUCCESS radio=ACTIVATING old=UPDATE_SUCCESS
+ACTIVATION_SUCCESS hvac=ACTIVATION_SUCCESS seats=ACTIVATION_SUCCESS radio=ACTIVATION_SUCCESS old=UPDATE_SUCCESS
+CLEANUP_SUCCESS hvac=ACTIVATION_SUCCESS seats=ACTIVATION_SUCCESS radio=ACTIVATION_SUCCESS old=REMOVAL_SUCCESS
+COMPLETED hvac=ACTIVATION_SUCCESS seats=ACTIVATION_SUCCESS radio=ACTIVATION_SUCCESS old=REMOVAL_SUCCESS`
+	if got := u.story(); got != strings.TrimSpace(want) {
+		t.Errorf("said\n%s\nwant%s", got, want)
+	}
+	if f.world() == "" || u.said[0].Actions[3].Component != (updateproto.ComponentRef{ID: "containers:old", Version: "1"}) {
+		t.Errorf("the action of the one that goes is %+v", u.said[0].Actions[3])
+	}
+}
+
+// story is what has been said, but for repetitions with other percentages.
+func (u *activity) story() string {
+	var lines []string
+	for _, f := range u.said {
+		line := f.Status
+		for _, a := range f.Actions {
+			line += " " + strings.TrimPrefix(a.Component.ID, "containers:") + "=" + a.Status
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(slices.Compact(lines), "\n")
+}
+
+func TestSecondTimeTheSameIsDesiredNothingChanges(t *testing.T) {
+	f := car()
+	ds := whole("hvac:2", "navi:1")
+	newUpdate(t, f, ds).run(all)
+	before := f.world()
+	u := newUpdate(t, f, ds)
+	f.log = nil
+	if end := u.run(all); end.Status != "COMPLETED" {
+		t.Fatalf("ends with %+v", end)
+	}
+	for _, line := range f.log {
+		if !strings.HasPrefix(line, "Ensure ") {
+			t.Errorf("the second time: %s", line)
+		}
+	}
+	if got := f.world(); got != before {
+		t.Errorf("has become\n%s\nof\n%s", got, before)
+	}
+}
+
+func TestBaselinesGoTheirOwnWays(t *testing.T) {
+	ds := whole("hvac:2", "navi:bad")
+	ds.Baselines = []updateproto.Baseline{{Title: "air", Components: []string{"containers:hvac", "other:x", "containers:seats"}}}
+	f := car()
+	u := newUpdate(t, f, ds)
+	u.step((*Backend).Identify, false)
+	if want := []string{"air", "containers:navi", "containers:radio", "containers:remove-components"}; !slices.Equal(u.titles, want) {
+		t.Fatalf("baselines %q, want %q", u.titles, want)
+	}
+	var ends []string
+	for _, title := range u.titles {
+		ends = append(ends, u.command(all, title).Status)
+	}
+	if ends[3] != "INCOMPLETE" {
+		t.Errorf("ends of the baselines: %q", ends)
+	}
+	// Only navi has failed, for the port that it wants was not free yet, and it is no good anyhow.
+	want := strings.Join(slices.DeleteFunc(strings.Split(after, "\n"), func(l string) bool { return strings.HasPrefix(l, "navi") }), "\n")
+	if got := f.world(); got != want {
+		t.Errorf("left behind:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+func TestSystemContainersAndScope(t *testing.T) {
+	there := func(f *fake) (names []string) {
+		list, _ := f.List(t.Context())
+		for _, c := range list {
+			names = append(names, c.Name)
+		}
+		return names
+	}
+	config := func(ds updateproto.DesiredState, key, value string) updateproto.DesiredState {
+		ds.Domains[0].Config = []updateproto.KeyValue{{Key: key, Value: value}}
+		return ds
+	}
+	one := func() updateproto.DesiredState {
+		return desire(component("hvac", "image=hvac:2"), component("old", "image=old:2"))
+	}
+	for _, tc := range []struct {
+		name   string
+		system []string
+		scoped bool
+		ds     updateproto.DesiredState
+		want   []string
+		old    string // image of
+	}{
+		{"Default", nil, false, one(), []string{"hvac", "old"}, "old:2"},
+		{"Configured", []string{"seats", "old"}, false, one(), []string{"hvac", "old", "seats"}, "old:1"},
+		{"Replaced", []string{"seats", "old"}, false, config(one(), "systemContainers", " radio ,nobody"), []string{"hvac", "old", "radio"}, "old:2"},
+		{"ReplacedByNone", []string{"seats", "old"}, false, config(one(), "systemContainers", ""), []string{"hvac", "old"}, "old:2"},
+		{"Scoped", nil, true, one(), []string{"hvac", "old", "radio", "seats"}, "old:2"},
+		{"ScopedForOnce", nil, false, config(one(), "scoped", "true"), []string{"hvac", "old", "radio", "seats"}, "old:2"},
+		{"NotScopedForOnce", nil, true, config(one(), "scoped", "false"), []string{"hvac", "old"}, "old:2"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := car()
+			u := newUpdate(t, f, tc.ds)
+			u.b.System, u.b.Scoped = tc.system, tc.scoped
+			if end := u.run(all); end.Status != "COMPLETED" {
+				t.Errorf("ends with %+v", end)
+			}
+			old, err := f.ByName(t.Context(), "old")
+			if got := there(f); !slices.Equal(got, tc.want) || err != nil || old.Image.Name != tc.old {
+				t.Errorf("there are %q with %v, want %q with %s", got, old, tc.want, tc.old)
+			}
+		})
+	}
+	f := car()
+	u := newUpdate(t, f, desire())
+	u.b.System = []string{"hvac", "seats", "radio", "old"}
+	if u.run(all); u.story() != "IDENTIFIED\nCOMPLETED" {
+		t.Errorf("with nothing to do: %s", u.story())
+	}
+}
+
+func TestMovedTagsAreNoticedIfThatIsWanted(t *testing.T) {
+	f := car()
+	f.moved["seats:1"] = true
+	ds := desire(component("hvac", "image=hvac:1", "port=80:80"), component("seats", "image=seats:1"))
+	for _, tc := range []struct {
+		tags Tags
+		want kind
+	}{{nil, check}, {f, recreate}} {
+		u := newUpdate(t, f, ds)
+		u.b.Tags = tc.tags
+		u.step((*Backend).Identify, false)
+		var n notes
+		json.Unmarshal(u.notes, &n)
+		if n.Actions[0].Kind != check || n.Actions[1].Kind != tc.want {
+			t.Errorf("with tags %v: hvac %s, seats %s, want check and %s", tc.tags != nil, n.Actions[0].Kind, n.Actions[1].Kind, tc.want)
+		}
+	}
+}
+
+func TestDownloadsGoOnAtTheSameTimeAndTellHowFarTheyAre(t *testing.T) {
+	f := newFake()
+	f.slow = 50 * time.Millisecond
+	var list []updateproto.Component
+	for i := range 6 {
+		list = append(list, component(fmt.Sprint("c", i)))
+	}
+	u := newUpdate(t, f, desire(list...))
+	u.b.Downloads = 3
+	if end := u.run(all); end.Status != "COMPLETED" {
+		t.Fatalf("ends with %+v", end)
+	}
+	if f.pulledAtOnce != 3 {
+		t.Errorf("%d downloads at the same time, want 3", f.pulledAtOnce)
+	}
+	if !slices.ContainsFunc(u.said, func(f updateproto.Feedback) bool {
+		return f.Status == "DOWNLOADING" && slices.ContainsFunc(f.Actions, func(a updateproto.Action) bool { return a.Progress == 45 })
+	}) {
+		t.Error("nobody has heard of progress")
+	}
+}
+
+func TestPausesOfContainerdDoNotFailAnUpdate(t *testing.T) {
+	f := car()
+	u := newUpdate(t, f, whole("hvac:2", "navi:1"))
+	u.b.Patience = 10 * time.Second
+	u.step((*Backend).Identify, false)
+	f.down = 1
+	if end := u.command(all); end.Status != "COMPLETED" {
+		t.Errorf("ends with %+v", end)
+	}
+}
+
+func TestLeftoversOfALostJournalAreTidiedUp(t *testing.T) {
+	for _, commands := range []string{"DOWNLOAD", "DOWNLOAD UPDATE", all} {
+		f := car()
+		u := newUpdate(t, f, whole("hvac:2", "navi:1"))
+		u.step((*Backend).Identify, false)
+		for c := range strings.FieldsSeq(commands) {
+			u.step(map[string]func(*Backend, context.Context, *updateagent.Job) []updateproto.Feedback{
+				"DOWNLOAD": (*Backend).Download, "UPDATE": (*Backend).Update, "ACTIVATE": (*Backend).Activate}[c], false)
+		}
+		if end := newUpdate(t, f, whole("hvac:2", "navi:1")).run(all); end.Status != "COMPLETED" {
+			t.Errorf("after %s: ends with %+v", commands, end)
+		}
+		u.judge("", "COMPLETED")
+	}
+}
+
+func TestChangesOfContainersAreToldOnceInAWhile(t *testing.T) {
+	f := car()
+	b := newUpdate(t, f, desire()).b
+	ctx, cancel := context.WithCancel(t.Context())
+	told := make(chan time.Time, 100)
+	done := make(chan struct{})
+	go func() {
+		b.Watch(ctx, func() { told <- time.Now() })
+		close(done)
+	}()
+	for heard := 0; heard == 0; time.Sleep(time.Millisecond) {
+		f.mu.Lock()
+		heard = len(f.subs)
+		f.mu.Unlock()
+	}
+	for range 20 {
+		f.Park(ctx, "hvac", owner)
+		f.Unpark(ctx, "hvac")
+	}
+	last := time.Now()
+	if at := <-told; at.Before(last) {
+		t.Error("told before the last change")
+	}
+	time.Sleep(2 * pause)
+	if len(told) > 0 {
+		t.Errorf("told %d times more", len(told))
+	}
+	cancel()
+	<-done
+}
