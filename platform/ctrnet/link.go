@@ -90,7 +90,7 @@ func (n *Network) setUpBridge(link netlink.Link) error {
 	return nil
 }
 
-// reconnect connects a sandbox again if somebody has removed the bridge or the cable.
+// reconnect connects a sandbox again if somebody has removed the bridge or the cable, or taken the cable away.
 func (n *Network) reconnect(s *sandbox, bridge netlink.Link) error {
 	if !isNetNS(n.netNS(s.ID)) { // not yet, or not at all
 		return nil
@@ -99,8 +99,10 @@ func (n *Network) reconnect(s *sandbox, bridge netlink.Link) error {
 	switch {
 	case isAbsent(err):
 		return n.plugIn(s)
-	case err != nil || end.Attrs().MasterIndex == bridge.Attrs().Index:
+	case err != nil:
 		return err
+	case end.Attrs().MasterIndex == bridge.Attrs().Index && end.Attrs().Flags&net.FlagUp != 0:
+		return nil
 	}
 	return n.join(end, bridge)
 }

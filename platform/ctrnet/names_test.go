@@ -204,6 +204,37 @@ func TestNamesFollowChangesOfTheHost(t *testing.T) {
 	t.Errorf("hosts:\n%s\nresolv.conf:\n%s\nport: %s", read(t, c.HostsPath), read(t, c.ResolvConfPath), ask(worldNS, "tcp", hostIP+":8080"))
 }
 
+func TestCableThatSomebodyTakesAwayIsConnectedAgain(t *testing.T) {
+	n := newNetwork(t, nil)
+	c := container("one", "8080:80")
+	serve(t, attach(t, n, c), "one", "tcp4", ":80")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- n.Watch(ctx, time.Hour) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	time.Sleep(50 * time.Millisecond) // until it listens
+	for what, take := range map[string]func(netlink.Link) error{
+		"down":     netlink.LinkSetDown,
+		"unplug":   netlink.LinkSetNoMaster,
+		"removed":  netlink.LinkDel,
+		"bridge":   func(netlink.Link) error { return netlink.LinkDel(mustLink(n.cfg.Bridge)) },
+		"not here": func(netlink.Link) error { return nil },
+	} {
+		check(take(mustLink(n.linkName(c.ID))))
+		for begin := time.Now(); ask(worldNS, "tcp", hostIP+":8080") == ""; {
+			if time.Since(begin) > 5*time.Second {
+				t.Fatalf("%s: not connected again", what)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+}
+
 func FuzzHostFiles(f *testing.F) {
 	f.Add("127.0.0.1 localhost\n10.0.0.7 vehicle", "nameserver 127.0.0.53\nnameserver 10.0.0.1\noptions ndots:2\n", "db:container_one-host")
 	f.Add("", "nameserver fe80::1%eth0\r\nnameserver\nnameserver ::ffff:10.0.0.1 x", "six:[fd00::1]")

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -14,9 +15,12 @@ import (
 // Watch keeps the network right while the host changes, until ctx ends: the addresses that host_ip_DEVICE stands for, the name
 // servers, and what others take away of bridge and rules. It looks at what nobody tells of each time the interval is over.
 func (n *Network) Watch(ctx context.Context, interval time.Duration) error {
-	changes := make(chan netlink.AddrUpdate, 64)
+	changes, links := make(chan netlink.AddrUpdate, 64), make(chan netlink.LinkUpdate, 64)
 	if err := netlink.AddrSubscribe(changes, ctx.Done()); err != nil {
 		return fmt.Errorf("listen to changes of addresses: %w", err)
+	}
+	if err := netlink.LinkSubscribe(links, ctx.Done()); err != nil {
+		return fmt.Errorf("listen to changes of devices: %w", err)
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -30,6 +34,13 @@ func (n *Network) Watch(ctx context.Context, interval time.Duration) error {
 				changes = nil // the ticks are left
 			}
 			if settled == nil {
+				settled = time.After(100 * time.Millisecond)
+			}
+			continue
+		case update, ok := <-links:
+			if !ok {
+				links = nil
+			} else if name := update.Attrs().Name; settled == nil && (name == n.cfg.Bridge || strings.HasPrefix(name, linkPrefix)) {
 				settled = time.After(100 * time.Millisecond)
 			}
 			continue

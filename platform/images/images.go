@@ -82,6 +82,7 @@ type Store struct {
 	mu         sync.Mutex
 	registries map[string]Registry
 	insecure   []string
+	coming     map[*job]*parts // for which there is space
 }
 
 // New returns a store. Nothing is done until it is used.
@@ -102,7 +103,7 @@ func New(c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{Config: c, platforms: platforms, now: time.Now,
+	s := &Store{Config: c, platforms: platforms, now: time.Now, coming: map[*job]*parts{},
 		available: func() (int64, error) { return available(c.Root) }}
 	s.SetRegistries(c.Registries, c.Insecure)
 	return s, nil

@@ -58,6 +58,9 @@ func expect(t testing.TB, err error, kind ctrmodel.Kind, words ...string) {
 	if err == nil || ctrmodel.KindOf(err) != kind {
 		t.Fatalf("error %v is of kind %d, expected %d", err, ctrmodel.KindOf(err), kind)
 	}
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("error %q has several lines", err)
+	}
 	for _, w := range words {
 		if !strings.Contains(err.Error(), w) {
 			t.Errorf("error %q does not say %q", err, w)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/notaryproject/notation-go"
 	"github.com/notaryproject/notation-go/dir"
@@ -63,7 +64,7 @@ func Notation(configDir, libexecDir string) Verifier {
 			return of.err
 		case errors.As(err, new(notation.VerificationFailedError)), errors.As(err, new(notation.SignatureRetrievalFailedError)),
 			errors.As(err, new(notation.NoApplicableTrustPolicyError)), errors.As(err, new(notation.VerificationInconclusiveError)):
-			return ctrmodel.Errorf(ctrmodel.PermissionDenied, "signatures: %w", err)
+			return ctrmodel.Errorf(ctrmodel.PermissionDenied, "signatures: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
 		return err
 	}

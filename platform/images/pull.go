@@ -272,6 +272,11 @@ func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
 // install gets what an image is made of, unpacks it and gives it its name.
 func (j *job) install(ctx context.Context, root v1.Descriptor, from source, origin, labels map[string]string) (img Image, err error) {
 	s := j.store
+	defer func() {
+		s.mu.Lock()
+		delete(s.coming, j)
+		s.mu.Unlock()
+	}()
 	err = j.leased(ctx, func(ctx context.Context) error {
 		p, err := s.resolve(ctx, root, func(ctx context.Context, d v1.Descriptor, labels map[string]string) ([]byte, error) {
 			return j.document(ctx, d, labels, from)

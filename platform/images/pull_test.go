@@ -447,6 +447,31 @@ func TestWithoutSpaceNothingIsLeft(t *testing.T) {
 	expect(t, err, ctrmodel.ResourceExhausted, "not enough space", "reserve")
 	nothing(t, s)
 
+	// Two that fit only one after the other: the second is refused before it begins.
+	available.Store(s.Reserve + 12<<20)
+	begun, finish := make(chan bool), make(chan bool)
+	held := r.between(t, func(_ http.ResponseWriter, req *http.Request) bool {
+		if isBlob(req, app(1)) {
+			close(begun)
+			<-finish
+		}
+		return true
+	})
+	first := make(chan error)
+	go func() {
+		_, err := s.Pull(t.Context(), held.at(ref), nil)
+		first <- err
+	}()
+	<-begun
+	second := r.push(t, newImage(2), "app:2")
+	_, err = s.Pull(t.Context(), second, nil)
+	expect(t, err, ctrmodel.ResourceExhausted, "not enough space", "on its way")
+	close(finish)
+	ok(t, <-first)
+	must(s.Pull(t.Context(), second, nil))(t)
+	ok(t, s.Remove(t.Context(), held.at(ref)))
+	ok(t, s.Remove(t.Context(), second))
+
 	// It gets short on the way.
 	available.Store(2 * s.Reserve)
 	slow := r.between(t, func(w http.ResponseWriter, req *http.Request) bool {

@@ -123,7 +123,7 @@ func (s *Store) scheme(ctx context.Context, client *http.Client, host string) (s
 			return scheme, nil
 		}
 	}
-	return "", errors.Join(errs...)
+	return "", fmt.Errorf("%w; %w", errs[0], errs[1])
 }
 
 func (r *repository) close() { r.client.Client.CloseIdleConnections() }

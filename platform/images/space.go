@@ -37,10 +37,49 @@ func available(dir string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// space makes sure that there is space for what has still to come.
+// space makes sure that there is space for what has still to come, of this image and of others that are on their way.
 func (j *job) space(ctx context.Context, p *parts) error {
 	s := j.store
-	var need int64
+	unlock, err := s.locks.lock(ctx, "space")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	need, others := s.missing(ctx, p), int64(0)
+	for _, other := range s.underWay(j) {
+		others += s.missing(ctx, other)
+	}
+	free, err := s.free()
+	if err == nil && free < need+others && s.Used != nil {
+		if _, err = s.makeRoom(ctx, s.Used(), need+others); err == nil {
+			free, err = s.free()
+		}
+	}
+	if err == nil && free < need+others {
+		err = s.full(free-others, need)
+	}
+	if err == nil {
+		s.mu.Lock()
+		s.coming[j] = p
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// underWay is what other jobs are getting.
+func (s *Store) underWay(but *job) (all []*parts) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for j, p := range s.coming {
+		if j != but {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// missing is about how many bytes have still to come of an image, and to be unpacked.
+func (s *Store) missing(ctx context.Context, p *parts) (need int64) {
 	for i, l := range p.layers {
 		if _, err := s.Client.Snapshots.Stat(ctx, p.chainID(i+1)); grpc.CodeOf(err) == grpc.NotFound {
 			need += 2 * l.Size // unpacked, it seldom is less
@@ -52,20 +91,11 @@ func (j *job) space(ctx context.Context, p *parts) error {
 			}
 		}
 	}
-	free, err := s.free()
-	if err == nil && free < need && s.Used != nil {
-		if _, err = s.makeRoom(ctx, s.Used(), need); err == nil {
-			free, err = s.free()
-		}
-	}
-	if err == nil && free < need {
-		err = s.full(free, need)
-	}
-	return err
+	return need
 }
 
 func (s *Store) full(free, need int64) error {
-	return ctrmodel.Errorf(ctrmodel.ResourceExhausted, "not enough space in %s: needs about %d bytes, has %d beside a reserve of %d",
+	return ctrmodel.Errorf(ctrmodel.ResourceExhausted, "not enough space in %s: needs about %d bytes, has %d beside a reserve of %d and what is on its way",
 		s.Root, need, max(0, free), s.Reserve)
 }
 
