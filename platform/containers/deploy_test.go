@@ -294,6 +294,9 @@ func TestUnreadableRecordHarmsNobody(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, bad, recordName)); err != nil {
 		t.Error("the evidence is gone")
 	}
+	if _, err := os.Stat(filepath.Join(dir, "empty")); err == nil {
+		t.Error("what is left of a container that never came to be is still there")
+	}
 }
 
 // An agent of before reads what this one writes.

@@ -82,8 +82,11 @@ func (s store) load(log *slog.Logger) ([]*record, error) {
 	for _, d := range dirs {
 		path := filepath.Join(s.dir, d.Name(), recordName)
 		data, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // of a container that is gone, or never came to be
+		if errors.Is(err, fs.ErrNotExist) { // of a container that is gone, or never came to be
+			if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+				log.Warn("cannot clear away what is left of a container", "error", err)
+			}
+			continue
 		}
 		r := new(record)
 		if err == nil {
