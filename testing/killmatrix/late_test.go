@@ -103,12 +103,14 @@ func TestContainerdComesLateAfterALossOfPower(t *testing.T) {
 	r.awaitStatus(once, ctrmodel.Exited)
 	r.awaitStatus(halted, ctrmodel.Stopped)
 	r.awaitStatus(fresh, ctrmodel.Created)
-	for _, id := range []string{always, faithful, failing, once, halted, paused, fresh} {
+	for _, id := range []string{faithful, failing, once, halted, paused, fresh} {
 		r.remove(id)
 	}
-	// It has kept a directory of each container whose process was lost; the next time, it sees to that.
+	// containerd has kept a directory of whoever was lost. The next time it starts, and with the next container, it sees to that.
 	r.Containerd.Kill()
 	r.Containerd.Run()
+	r.awaitRunning(always)
+	r.remove(always)
 	r.place.Await(t, before, 10*time.Second)
 }
 
