@@ -17,5 +17,6 @@ func containers() []applet.Command {
 		kantocm.Command(),
 		containeragent.ControlCommand(),
 		kantocm.CtrExec(),
+		kantocm.AutoDeployer(),
 	}
 }

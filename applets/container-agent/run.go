@@ -89,7 +89,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 		return err
 	}
 	server := grpc.NewServer()
-	cmapi.Register(server, api{engine, store}, cmapi.ProjectInfo{Version: applet.Version, APIVersion: cmapi.Version, GitCommit: applet.Commit, BuildTime: "unknown"})
+	cmapi.Register(server, engine, cmapi.ProjectInfo{Version: applet.Version, APIVersion: cmapi.Version, GitCommit: applet.Commit, BuildTime: "unknown"})
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

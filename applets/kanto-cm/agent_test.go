@@ -5,6 +5,7 @@ package kantocm_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -118,7 +119,8 @@ func TestEveryCommandWithARealAgent(t *testing.T) {
 		name string
 		test func(*rig)
 	}{
-		{"life", life}, {"processes", processes}, {"output", output}, {"registry", registry}, {"deployment", deployment}, {"nobody there", nobody},
+		{"life", life}, {"processes", processes}, {"output", output}, {"registry", registry}, {"deployment", deployment},
+		{"auto-deployer", autoDeployer}, {"nobody there", nobody},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(&rig{t, agent, program}) })
 	}
@@ -181,7 +183,8 @@ func life(r *rig) {
 	if out, _ := r.run(0, "exec", "-n", "alone", "cat", "/proc/net/dev"); strings.Count(out, ":") != 1 || !strings.Contains(out, "lo:") {
 		r.Errorf("without a network there is %s", out)
 	}
-	r.do("remove -f -t 1s -n alone")
+	r.do("stop -s SIGKILL -n alone")
+	r.do("remove -n alone")
 
 	events.Process.Signal(syscall.SIGINT)
 	text, code := heard()
@@ -336,14 +339,64 @@ func deployment(r *rig) {
 	r.run(3, "deploy")
 	r.agent.Write("containers/web.json", []byte(`{"container_name":"web","image":{"name":"`+box+`"}}`))
 	r.await("web", ctrmodel.Running)
-	r.do("stop -f -t 1s -n web")
+	r.do("stop -s SIGKILL -n web")
 	r.do("deploy")
 	if state := r.get("web").State; state.Status != ctrmodel.Running {
 		r.Errorf("after another deployment: %+v", state)
 	}
-	r.do("remove -f -t 1s -n web")
+	r.do("stop -s SIGKILL -n web")
+	r.do("remove -n web")
 	r.do("deploy")
 	r.await("web", ctrmodel.Running)
+}
+
+func autoDeployer(r *rig) {
+	dir := r.TempDir()
+	run := func(code int, args ...string) (output string) {
+		r.Helper()
+		out, err := exec.Command(r.program, append([]string{"kanto-auto-deployer", "-s", r.agent.Socket}, args...)...).CombinedOutput()
+		if e := (*exec.ExitError)(nil); err == nil && code != 0 || errors.As(err, &e) && e.ExitCode() != code {
+			r.Errorf("kanto-auto-deployer %q: %v, want exit code %d: %s", args, err, code, out)
+		}
+		return string(out)
+	}
+	run(255, dir+"/none")
+	contains(r.T, run(1, dir), "No manifests found in "+dir)
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			r.Fatal(err)
+		}
+	}
+	write("app.json", `{"container_name":"app","image":{"name":"`+box+`"},"config":{"env":["A=1"]}}`)
+	contains(r.T, run(0, dir), "Creating [app]", "Started [app]")
+	r.do("stop -s SIGKILL -n app")
+	contains(r.T, run(0, dir), "Already exists [app]", "Started [app]")
+	write("bad.json", `{"image":`)
+	contains(r.T, run(1, dir), dir+"/bad.json")
+	os.Remove(dir + "/bad.json")
+
+	daemon := exec.Command(r.program, "kanto-auto-deployer", "--socket-cm", r.agent.Socket, "--daemon", "--mqtt", dir)
+	var log bytes.Buffer
+	daemon.Stderr = &log
+	if err := daemon.Start(); err != nil {
+		r.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	before := r.get("app")
+	write("app.json", `{"container_name":"app","image":{"name":"`+box+`"},"config":{"env":["A=2"]}}`)
+	r.agent.Eventually(10*time.Second, "app has changed", func() bool {
+		out, _, _ := r.agent.Run("kanto-cm", "get", "-n", "app", "--output", "json")
+		return strings.Contains(out, `"A=2"`) && strings.Contains(out, `"status":2`)
+	})
+	if after := r.get("app"); after.ID == before.ID {
+		r.Error("app is the same container")
+	}
+	daemon.Process.Signal(syscall.SIGTERM)
+	if err := daemon.Wait(); err != nil || !strings.Contains(log.String(), "Removing [app]") {
+		r.Errorf("%v: %s", err, &log)
+	}
+	r.do("stop -s SIGKILL -n app")
+	r.do("remove -n app")
 }
 
 // nobody is the end of the agent, which the container does not notice.
