@@ -26,5 +26,6 @@ func things(ctx context.Context, p parts) error {
 	if err != nil {
 		return fmt.Errorf("twin of the containers: %w", err)
 	}
+	p.watch(func() error { return t.Alive(ctx) })
 	return t.Run(ctx)
 }

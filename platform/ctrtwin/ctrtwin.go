@@ -181,6 +181,16 @@ func (t *Twin) Run(ctx context.Context) error {
 	}
 }
 
+// Alive says that Run is stuck, or nothing.
+func (t *Twin) Alive(ctx context.Context) error {
+	brief, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if !t.do(brief, func() {}) && ctx.Err() == nil {
+		return errors.New("the twin of the containers does not go on")
+	}
+	return nil
+}
+
 // do has the goroutine of Run do something, and reports whether it will.
 func (t *Twin) do(ctx context.Context, f func()) bool {
 	select {
