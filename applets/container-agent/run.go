@@ -69,7 +69,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 	client := containerd.New(s.Containers.Address, s.Containers.Namespace)
 	defer client.Close()
 	var engine *containers.Engine
-	store, err := images.New(s.images(client, log, func() map[string]bool { return used(engine) }))
+	store, err := images.New(s.images(client, log, func() map[string]bool { return engine.UsedImages() }))
 	if err != nil {
 		return err
 	}
@@ -80,6 +80,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 	engine, err = containers.New(s.engine(state, log), containers.Parts{
 		Client: client, Images: store, Network: network, Namespace: s.Containers.Namespace, Lease: s.Containers.Lease,
 		Runtime: s.Containers.Runtime, LogDir: s.Containers.HomeDir, ExecDir: s.Containers.ExecRootDir, Log: log,
+		Files: daemon.OpenFileStore(os.Getenv("NOTIFY_SOCKET")),
 	})
 	if err != nil {
 		return err
@@ -239,16 +240,6 @@ func (s *settings) engine(state string, log *slog.Logger) containers.Config {
 		}
 	}
 	return c
-}
-
-// used are the images that containers need.
-func used(engine *containers.Engine) map[string]bool {
-	names := map[string]bool{}
-	list, _ := engine.List(context.Background()) // cannot fail
-	for _, c := range list {
-		names[c.Image.Name] = true
-	}
-	return names
 }
 
 // listen opens the socket, for root and the group, or the port.

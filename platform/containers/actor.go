@@ -56,6 +56,7 @@ type actor struct {
 	unclean bool        // something may be left of a process that has not been started
 	pauses  pauses
 	said    string // the last failure, to be said once
+	untold  func() // tells that a process has ended; everybody expects its output to be in the log then
 }
 
 // process is one that runs, or ran. Its end is a state, not an event: it does not matter who looks when.
@@ -195,6 +196,12 @@ func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
 	}
 	defer a.settled()
 	is.Watched, is.Recorded = a.proc.alive(), a.rec.State.HasProcess() || a.proc != nil
+	defer func() {
+		if a.untold != nil {
+			a.untold()
+			a.untold = nil
+		}
+	}()
 	is.Object = is.Object || a.unclean
 	killed := false
 	goal := a.goal()
@@ -347,11 +354,16 @@ func (a *actor) save() error {
 	return nil
 }
 
-// commit tells everybody what has happened. It did, even if that cannot be written down.
-func (a *actor) commit(what ctrmodel.Action) {
+// write is save of what has happened. It did, even if that cannot be written down.
+func (a *actor) write() {
 	if err := a.save(); err != nil {
 		a.e.Log.Error("state of a container is not kept", "id", a.id, "error", err)
 	}
+}
+
+// commit writes down what has happened and tells everybody.
+func (a *actor) commit(what ctrmodel.Action) {
+	a.write()
 	a.publish(what)
 }
 
@@ -559,7 +571,8 @@ func (a *actor) collect(ctx context.Context, killed, known bool) error {
 		}
 	}
 	a.proc = nil
-	a.commit(what)
+	a.write()
+	a.untold = func() { a.publish(what) }
 	return nil
 }
 

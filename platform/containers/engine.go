@@ -551,7 +551,7 @@ func (e *Engine) Pull(ctx context.Context, name string, progress func(ctrmodel.P
 		return ctrmodel.StoredImage{}, err
 	}
 	image, err := e.backend.Pull(ctx, name, progress)
-	image.Used = e.usedImages()[name]
+	image.Used = e.UsedImages()[name]
 	return image, err
 }
 
@@ -561,7 +561,7 @@ func (e *Engine) Refresh(ctx context.Context, name string, progress func(ctrmode
 		return ctrmodel.StoredImage{}, err
 	}
 	image, err := e.backend.Refresh(ctx, name, progress)
-	image.Used = e.usedImages()[name]
+	image.Used = e.UsedImages()[name]
 	return image, err
 }
 
@@ -576,7 +576,7 @@ func (e *Engine) ImageDigest(id string) (string, error) {
 
 // RemoveImage removes an image that no container has the name of.
 func (e *Engine) RemoveImage(ctx context.Context, name string) error {
-	if e.usedImages()[name] {
+	if e.UsedImages()[name] {
 		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "image %s is used by a container", name)
 	}
 	if err := e.connected(ctx); err != nil {
@@ -591,15 +591,15 @@ func (e *Engine) Images(ctx context.Context) ([]ctrmodel.StoredImage, error) {
 		return nil, err
 	}
 	list, err := e.backend.Images(ctx)
-	used := e.usedImages()
+	used := e.UsedImages()
 	for i := range list {
 		list[i].Used = used[list[i].Name]
 	}
 	return list, err
 }
 
-// usedImages are those that a container is made of, by name and by digest. One that is being replaced is a container like others.
-func (e *Engine) usedImages() map[string]bool {
+// UsedImages are those that containers are made of, by name and by digest. One that is being replaced is a container like others.
+func (e *Engine) UsedImages() map[string]bool {
 	used := map[string]bool{}
 	for _, a := range e.list() {
 		r := a.view.Load()
@@ -618,7 +618,7 @@ func (e *Engine) collect(ctx context.Context) {
 	for {
 		err := e.connected(ctx)
 		if err == nil {
-			err = e.backend.Collect(ctx, e.usedImages())
+			err = e.backend.Collect(ctx, e.UsedImages())
 		}
 		if err != nil && ctx.Err() == nil && ctrmodel.KindOf(err) != ctrmodel.Unavailable {
 			e.Log.Warn("cannot remove images that are not used", "error", err)

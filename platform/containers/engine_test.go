@@ -681,7 +681,7 @@ func TestContainerStaysWithItsImage(t *testing.T) {
 	if got := r.fake.boxes[id].digest; got != first {
 		t.Errorf("started from image %s, made of %s", got, first)
 	}
-	if used := r.usedImages(); !used[first] || !used[busybox] || used[image.Digest] {
+	if used := r.UsedImages(); !used[first] || !used[busybox] || used[image.Digest] {
 		t.Errorf("images in use: %v", used)
 	}
 	c, err := r.Replace(ctx, id, &ctrmodel.Container{Name: "a", Image: ctrmodel.Image{Name: busybox}})

@@ -114,6 +114,28 @@ func (m *machine) console(c *ctrmodel.Container) (*ctrlog.Console, error) {
 // fifos is the directory with the streams of a process.
 func (m *machine) fifos(id string) string { return filepath.Join(m.ExecDir, "fifo", id) }
 
+const heldPrefix = "output-" // of the name under which the outputs of a container are held
+
+// hold keeps the outputs of a process open while there is no agent. The shim does so, too, but only as long as there is a process.
+func (m *machine) hold(id string, fifos ctrlog.Paths) {
+	var files []*os.File
+	for _, path := range []string{fifos.Stdout, fifos.Stderr} {
+		if f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0); err == nil {
+			defer f.Close()
+			files = append(files, f)
+		}
+	}
+	if err := m.Files.Put(heldPrefix+id, files...); err != nil {
+		m.Log.Warn("what a container says when the agent is away may be lost", "id", id, "error", err)
+	}
+}
+
+func (m *machine) drop(id string) {
+	if err := m.Files.Remove(heldPrefix + id); err != nil {
+		m.Log.Warn("output of a container that has ended is still open", "id", id, "error", err)
+	}
+}
+
 // endStdin returns what tells the shim that a process gets no more to read.
 func (m *machine) endStdin(id, execID string) func() error {
 	return func() error {
@@ -153,6 +175,7 @@ func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container, digest stri
 	if err != nil {
 		return 0, fmt.Errorf("streams of container %s: %w", c.Name, err)
 	}
+	m.hold(c.ID, fifos)
 	if err := m.createObject(ctx, c, spec); err != nil {
 		return 0, err
 	}
@@ -261,10 +284,13 @@ func (m *machine) Adopt(ctx context.Context, c *ctrmodel.Container) (int64, erro
 	if err == nil {
 		err = m.linkStreams(c.ID, task)
 	}
+	var fifos ctrlog.Paths
 	if err == nil {
-		_, err = con.Open()
+		fifos, err = con.Open()
 	}
-	if err != nil { // better without its output than not at all
+	if err == nil {
+		m.hold(c.ID, fifos)
+	} else { // better without its output than not at all
 		m.Log.Error("output of a container is not read", "container", c.Name, "error", err)
 	}
 	m.Network.Describe(c)
@@ -299,6 +325,7 @@ func (m *machine) Release(ctx context.Context, c *ctrmodel.Container) error {
 			m.Log.Warn("cannot clear away the streams of a container", "container", c.Name, "error", err)
 		}
 	}
+	m.drop(c.ID)
 	c.NetworkSettings = nil
 	return m.Network.Detach(ctx, c.ID)
 }

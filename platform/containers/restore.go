@@ -81,6 +81,11 @@ func (m *machine) sweep(ctx context.Context, known map[string]bool, tasks []*con
 		}
 		errs = append(errs, os.RemoveAll(m.fifos(e.Name())))
 	}
+	for _, name := range m.Files.Names() {
+		if id, ok := strings.CutPrefix(name, heldPrefix); ok && !known[id] {
+			m.drop(id)
+		}
+	}
 	return errors.Join(errs...)
 }
 

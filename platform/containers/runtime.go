@@ -17,9 +17,11 @@ import (
 	"syscall"
 	"time"
 
+	"sdvbox/platform/cgroups"
 	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrlog"
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/daemon"
 	"sdvbox/platform/grpc"
 	"sdvbox/platform/images"
 	"sdvbox/platform/ocispec"
@@ -30,12 +32,13 @@ type Parts struct {
 	Client    *containerd.Client
 	Images    *images.Store
 	Network   Network
-	Namespace string // of containerd, as the client's
-	Lease     string // that keeps file systems from being collected as garbage; empty: kanto-cm.lease
-	Runtime   string // in place of any flavour of runc; empty: io.containerd.runc.v2
-	Runc      string // the program, empty: runc
-	LogDir    string // below which logs are, unless a container has another place for them
-	ExecDir   string // for what need not outlive the machine
+	Namespace string            // of containerd, as the client's
+	Lease     string            // that keeps file systems from being collected as garbage; empty: kanto-cm.lease
+	Runtime   string            // in place of any flavour of runc; empty: io.containerd.runc.v2
+	Runc      string            // the program, empty: runc
+	LogDir    string            // below which logs are, unless a container has another place for them
+	ExecDir   string            // for what need not outlive the machine
+	Files     *daemon.FileStore // keeps what containers say while no agent is there; may be nil
 	Log       *slog.Logger
 }
 
@@ -192,17 +195,15 @@ func (m *machine) Resume(ctx context.Context, id string) error {
 }
 
 func (m *machine) Stats(ctx context.Context, c *ctrmodel.Container) (s ctrmodel.Stats, err error) {
-	metrics, err := m.Client.Tasks.Metrics(ctx, c.ID)
-	if err != nil {
-		return s, model(err)
+	t, err := cgroups.Host{}.Usage(c.State.PID, c.ID)
+	if err != nil { // not all runtimes have the process where this one is
+		if t, err = m.usage(ctx, c); err != nil {
+			return s, err
+		}
 	}
-	if len(metrics) != 1 {
-		return s, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s has no process", c.Name)
-	}
-	t := metrics[0]
 	s = ctrmodel.Stats{
-		Time: time.Now(), CPU: t.CPU, Memory: t.Memory - min(t.InactiveFile, t.Memory), MemoryMax: t.MemoryLimit,
-		ReadBytes: t.ReadBytes, WriteBytes: t.WriteBytes, PIDs: t.Pids,
+		Time: time.Now(), CPU: t.CPU, Memory: t.Memory - min(t.InactiveFile, t.Memory), MemoryMax: t.MemoryMax,
+		ReadBytes: t.ReadBytes, WriteBytes: t.WriteBytes, PIDs: t.PIDs,
 	}
 	var up float64
 	if text, err := os.ReadFile("/proc/uptime"); err == nil {
@@ -222,6 +223,21 @@ func (m *machine) Stats(ctx context.Context, c *ctrmodel.Container) (s ctrmodel.
 		}
 	}
 	return s, nil
+}
+
+// usage has containerd tell what a container uses, which takes much longer.
+func (m *machine) usage(ctx context.Context, c *ctrmodel.Container) (u cgroups.Usage, err error) {
+	metrics, err := m.Client.Tasks.Metrics(ctx, c.ID)
+	if err != nil {
+		return u, model(err)
+	}
+	if len(metrics) != 1 {
+		return u, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s has no process", c.Name)
+	}
+	t := metrics[0]
+	return cgroups.Usage{
+		CPU: t.CPU, Memory: t.Memory, MemoryMax: t.MemoryLimit, InactiveFile: t.InactiveFile, ReadBytes: t.ReadBytes, WriteBytes: t.WriteBytes, PIDs: t.Pids,
+	}, nil
 }
 
 // netBytes adds up what all interfaces but loopback have received and sent, from /proc/net/dev.

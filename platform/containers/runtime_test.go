@@ -11,15 +11,19 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,10 +31,12 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	rspec "github.com/opencontainers/runtime-spec/specs-go"
 
 	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
 	"sdvbox/platform/ctrnet"
+	"sdvbox/platform/daemon"
 	"sdvbox/platform/images"
 	"sdvbox/testing/ctrd"
 )
@@ -45,6 +51,27 @@ func (noNetwork) Restore(context.Context, []string) error                     { 
 
 const busybox = "example.org/busybox:1"
 
+// runcEnv is the environment variable that names the program to test with in place of runc.
+const runcEnv = "SDVBOX_RUNC"
+
+// The tests of a real containerd are the same for all versions and runtimes.
+func TestOtherRuntimes(t *testing.T) {
+	if os.Getenv("SDVBOX_LONG") != "1" {
+		t.Skip("takes its time; set SDVBOX_LONG=1")
+	}
+	for _, env := range []string{runcEnv + "=crun", ctrd.Env + "=1.7", ctrd.Env + "=2"} {
+		t.Run(env, func(t *testing.T) {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestReal")
+			cmd.Env = append(os.Environ(), env)
+			begin := time.Now()
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+			t.Logf("took %v", time.Since(begin))
+		})
+	}
+}
+
 // newRealRig is an engine on a real containerd that has an image with busybox.
 func newRealRig(t *testing.T) (*rig, *ctrd.Daemon) {
 	d := ctrd.Start(t)
@@ -57,9 +84,9 @@ func newRealRig(t *testing.T) (*rig, *ctrd.Daemon) {
 	}
 	r := &rig{t: t, cfg: Config{StateDir: t.TempDir(), StopTimeout: 5 * time.Second, Log: log}}
 	r.parts = Parts{Client: client, Images: store, Network: noNetwork{}, Namespace: "kanto-cm",
-		LogDir: filepath.Join(r.cfg.StateDir, "logs"), ExecDir: filepath.Join(r.cfg.StateDir, "run"), Log: log}
+		LogDir: filepath.Join(r.cfg.StateDir, "logs"), ExecDir: filepath.Join(r.cfg.StateDir, "run"), Log: log, Runc: os.Getenv(runcEnv)}
 	r.start()
-	list, err := store.Import(t.Context(), busyboxArchive(t))
+	list, err := store.Import(t.Context(), busyboxArchive(t, "PATH=/bin"))
 	if err != nil || len(list) != 1 || list[0].Ref != busybox {
 		t.Fatalf("import: %+v, %v", list, err)
 	}
@@ -67,7 +94,7 @@ func newRealRig(t *testing.T) (*rig, *ctrd.Daemon) {
 }
 
 // busyboxArchive makes an OCI archive.
-func busyboxArchive(t testing.TB) (file string) {
+func busyboxArchive(t testing.TB, env ...string) (file string) {
 	t.Helper()
 	program, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -107,7 +134,7 @@ func busyboxArchive(t testing.TB) (file string) {
 		data, _ := json.Marshal(v)
 		return blob(kind, data)
 	}
-	config := v1.Image{Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"}, Config: v1.ImageConfig{Env: []string{"PATH=/bin"}},
+	config := v1.Image{Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"}, Config: v1.ImageConfig{Env: env},
 		RootFS: v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(plain.Bytes())}}}
 	manifest := object(v1.MediaTypeImageManifest, v1.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest,
@@ -129,7 +156,7 @@ func cmd(args ...string) func(*ctrmodel.Container) {
 
 var (
 	stubborn = cmd("/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done")
-	obedient = cmd("/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done")
+	obedient = cmd("/bin/sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done")
 )
 
 func TestRealStops(t *testing.T) {
@@ -150,6 +177,9 @@ func TestRealStops(t *testing.T) {
 	}
 	t.Logf("start and stop: %v each", time.Since(begin)/time.Duration(stops))
 	id = r.running("obedient", obedient)
+	for ready := false; !ready; time.Sleep(time.Millisecond) {
+		r.must(r.Logs(ctx, id, ctrmodel.LogOptions{Tail: 1}, func([]byte) error { ready = true; return nil }))
+	}
 	r.must(r.Stop(ctx, id, ctrmodel.StopOptions{}))
 	if s := r.get(id).State; s.ExitCode != 0 || s.Status != ctrmodel.Stopped {
 		t.Errorf("state %+v", s)
@@ -314,6 +344,14 @@ func TestRealStreams(t *testing.T) {
 	if code != 7 || err != nil || out.String() != "77\ntyped\ny\n" || errs.String() != "bad\n" {
 		t.Errorf("exec: %d, %v, %q, %q", code, err, out.String(), errs.String())
 	}
+	out.Reset()
+	resize := make(chan ctrmodel.WindowSize, 1)
+	resize <- ctrmodel.WindowSize{Width: 101, Height: 23}
+	code, err = r.Exec(ctx, id, ctrmodel.ExecOptions{Args: []string{"busybox", "stty", "size"}, TTY: true},
+		ctrmodel.Streams{Stdout: &out, Resize: resize})
+	if code != 0 || err != nil || out.String() != "23 101\r\n" {
+		t.Errorf("size of the terminal: %d, %v, %q", code, err, out.String())
+	}
 	var all sync.WaitGroup
 	for range 5 {
 		all.Go(func() {
@@ -327,13 +365,37 @@ func TestRealStreams(t *testing.T) {
 	all.Wait()
 	_, err = r.Exec(ctx, id, ctrmodel.ExecOptions{Args: []string{"missing"}}, ctrmodel.Streams{})
 	r.wantKind(err, ctrmodel.FailedPrecondition)
-	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
-	defer cancel()
-	_, err = r.Exec(short, id, ctrmodel.ExecOptions{Args: []string{"sleep", "1000"}}, ctrmodel.Streams{})
-	r.wantKind(err, ctrmodel.DeadlineExceeded)
+	for range 5 { // as soon as it is given up nothing is written any more
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		var over atomic.Bool
+		_, err = r.Exec(short, id, ctrmodel.ExecOptions{Args: []string{"busybox", "yes"}}, ctrmodel.Streams{Stdout: writer(func([]byte) {
+			time.Sleep(time.Millisecond)
+			if over.Load() {
+				t.Error("written after the end")
+			}
+		})})
+		over.Store(true)
+		r.wantKind(err, ctrmodel.DeadlineExceeded)
+	}
 	if s, err := r.Stats(ctx, id); err != nil || s.PIDs > 3 { // the shell and its sleep
 		t.Errorf("an exec that nobody waits for goes on: %+v, %v", s, err)
 	}
+
+	// The terminal of a process that is yet to come gets its size, too.
+	id = r.make("screen", cmd("/bin/sh", "-c", "while [ \"$(stty size)\" != '23 101' ]; do sleep 0.02; done"), policy(ctrmodel.RestartNever, 0),
+		func(c *ctrmodel.Container) { c.IOConfig.TTY = true })
+	resize <- ctrmodel.WindowSize{Width: 101, Height: 23}
+	screen := make(chan error, 1)
+	go func() {
+		screen <- r.Attach(ctx, id, ctrmodel.Streams{Resize: resize}, func() {})
+	}()
+	for len(resize) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	r.must(r.Start(ctx, id))
+	r.awaitStatus(id, ctrmodel.Exited)
+	r.must(<-screen)
 
 	// Attached before the start, nothing is missed.
 	id = r.make("cat", cmd("cat"), policy(ctrmodel.RestartNever, 0), func(c *ctrmodel.Container) { c.IOConfig.OpenStdin, c.IOConfig.StdinOnce = true, true })
@@ -362,6 +424,246 @@ func TestRealStreams(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(r.parts.LogDir, "*", "*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+type writer func([]byte)
+
+func (w writer) Write(p []byte) (int, error) {
+	w(p)
+	return len(p), nil
+}
+
+// What a container has said while no agent was there is in its log, even if it has ended; if it has more to say than a pipe
+// holds, it waits for the next agent.
+func TestRealOutputWhileTheAgentIsAway(t *testing.T) {
+	t.Parallel()
+	r, _ := newRealRig(t)
+	systemd := newSystemd(t)
+	r.stop()
+	r.parts.Files = daemon.OpenFileStore(systemd.socket)
+	r.start()
+	gate := t.TempDir()
+	say := func(lines int) (id string, alive func() bool) {
+		script := fmt.Sprintf("until [ -e /tmp/open ]; do sleep 0.02; done; seq %d; echo bad >&2", lines)
+		id = r.running(fmt.Sprint("says", lines), cmd("/bin/sh", "-c", script), policy(ctrmodel.RestartNever, 0), func(c *ctrmodel.Container) {
+			c.Mounts = []ctrmodel.Mount{{Source: gate, Destination: "/tmp"}}
+		})
+		pid := int(r.get(id).State.PID)
+		return id, func() bool { return syscall.Kill(pid, 0) == nil }
+	}
+	brief, briefAlive := say(1000)
+	long, longAlive := say(50000)
+	r.stop()
+	r.must(os.WriteFile(filepath.Join(gate, "open"), nil, 0o644))
+	for end := time.Now().Add(10 * time.Second); briefAlive(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not end without the agent")
+		}
+	}
+	if !longAlive() {
+		t.Error("it did not wait for the agent")
+	}
+	r.start()
+	for id, lines := range map[string]int{brief: 1000, long: 50000} {
+		r.awaitStatus(id, ctrmodel.Exited)
+		n, bad := 0, 0
+		r.must(r.Logs(t.Context(), id, ctrmodel.LogOptions{Tail: -1}, func(line []byte) error {
+			var l struct{ Log, Stream string }
+			if err := json.Unmarshal(line, &l); err != nil {
+				return err
+			}
+			if l.Stream == "stderr" {
+				bad++
+			} else if n++; l.Log != fmt.Sprintln(n) {
+				t.Fatalf("line %d is %q", n, l.Log)
+			}
+			return nil
+		}))
+		if n != lines || bad != 1 {
+			t.Errorf("%d lines of %d, %d of 1", n, lines, bad)
+		}
+		r.must(r.Remove(t.Context(), id, false, force))
+	}
+	r.clean()
+	if held := systemd.held(); len(held) > 0 {
+		t.Errorf("still held: %v", held)
+	}
+}
+
+// systemd is the part of it that holds files.
+type systemd struct {
+	socket string
+	conn   *net.UnixConn
+	mu     sync.Mutex
+	files  map[string][]int
+}
+
+func newSystemd(t *testing.T) *systemd {
+	s := &systemd{socket: filepath.Join(t.TempDir(), "notify"), files: map[string][]int{}}
+	var err error
+	if s.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.socket, Net: "unixgram"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.conn.Close() })
+	go func() {
+		text, rights := make([]byte, 1024), make([]byte, 1024)
+		for {
+			n, m, _, _, err := s.conn.ReadMsgUnix(text, rights)
+			if err != nil {
+				return
+			}
+			s.take(string(text[:n]), rights[:m])
+		}
+	}()
+	return s
+}
+
+func (s *systemd) take(text string, rights []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, name, _ := strings.Cut(text, "FDNAME=")
+	if strings.HasPrefix(text, "FDSTOREREMOVE=1\n") {
+		for _, fd := range s.files[name] {
+			syscall.Close(fd)
+		}
+		delete(s.files, name)
+		return
+	}
+	messages, _ := syscall.ParseSocketControlMessage(rights)
+	for _, m := range messages {
+		fds, _ := syscall.ParseUnixRights(&m)
+		s.files[name] = append(s.files[name], fds...)
+	}
+}
+
+// held is what there is in the end.
+func (s *systemd) held() (names []string) {
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		names = slices.Collect(maps.Keys(s.files))
+		s.mu.Unlock()
+		if len(names) == 0 || time.Now().After(end) {
+			return names
+		}
+	}
+}
+
+// A killed agent leaves things that no other one would ever need, and an original one a lease that ends.
+func TestRealLeftoversAreClearedAway(t *testing.T) {
+	t.Parallel()
+	r, _ := newRealRig(t)
+	ctx := t.Context()
+	id, stopped := r.running("a", obedient), r.make("b", obedient)
+	c := r.parts.Client
+	r.stop()
+
+	mounted := filepath.Join(r.parts.ExecDir, "rootfs-x")
+	r.must(os.MkdirAll(mounted, 0o700))
+	r.must(syscall.Mount("tmpfs", mounted, "tmpfs", 0, ""))
+	t.Cleanup(func() { syscall.Unmount(mounted, syscall.MNT_DETACH) })
+	for _, fifo := range []string{"gone", "exec-left", "exec-ended"} {
+		dir := filepath.Join(r.parts.ExecDir, "fifo", fifo)
+		r.must(os.MkdirAll(dir, 0o700))
+		r.must(syscall.Mkfifo(filepath.Join(dir, "stdout"), 0o600))
+		r.must(syscall.Mkfifo(filepath.Join(dir, "stderr"), 0o600))
+	}
+	dir := filepath.Join(r.parts.ExecDir, "fifo", "exec-left")
+	var readers []*os.File
+	for _, name := range []string{"stdout", "stderr"} {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
+		r.must(err)
+		readers = append(readers, f)
+	}
+	process := rspec.Process{Args: []string{"sleep", "1000"}, Env: []string{"PATH=/bin"}, Cwd: "/"}
+	r.must(c.Tasks.Exec(ctx, id, "exec-left", process, containerd.IO{Stdout: dir + "/stdout", Stderr: dir + "/stderr"}))
+	_, err := c.Tasks.Start(ctx, id, "exec-left")
+	r.must(err)
+	for _, f := range readers {
+		f.Close()
+	}
+
+	const lease = "kanto-cm.lease"
+	held, err := c.Leases.Resources(ctx, lease)
+	r.must(err)
+	if len(held) != 2 {
+		t.Fatalf("the lease holds %+v", held)
+	}
+	r.must(c.Leases.Create(ctx, "keep", nil))
+	for _, h := range held {
+		r.must(c.Leases.Add(ctx, "keep", *h))
+	}
+	r.must(c.Leases.Delete(ctx, lease, true))
+	r.must(c.Leases.Create(ctx, lease, containerd.ExpireAfter(time.Hour)))
+	images, err := c.Images.List(ctx)
+	r.must(err)
+	r.must(c.Leases.Add(ctx, lease, containerd.Resource{ID: images[0].Target.Digest, Type: "content"}))
+	for _, h := range held {
+		r.must(c.Leases.Add(ctx, lease, *h))
+	}
+	r.must(c.Leases.Delete(ctx, "keep", true))
+
+	r.start()
+	r.awaitStatus(id, ctrmodel.Running)
+	left, _ := filepath.Glob(filepath.Join(r.parts.ExecDir, "*", "*"))
+	more, _ := filepath.Glob(filepath.Join(r.parts.ExecDir, "rootfs-*"))
+	if len(left) != 1 || len(more) > 0 {
+		t.Errorf("left behind: %v %v", left, more)
+	}
+	if _, err := c.Tasks.Get(ctx, id, "exec-left"); !gone(err) {
+		t.Errorf("what was executed goes on: %v", err)
+	}
+	leases, err := c.Leases.List(ctx)
+	r.must(err)
+	if len(leases) != 1 || leases[0].ID != lease || leases[0].Labels[containerd.ExpireLabel] != "" {
+		t.Errorf("leases %+v", leases)
+	}
+	now, err := c.Leases.Resources(ctx, lease)
+	r.must(err)
+	if !reflect.DeepEqual(now, held) {
+		t.Errorf("the lease holds %+v, held %+v", now, held)
+	}
+	r.must(r.Start(ctx, stopped))
+	for _, a := range r.list() {
+		r.must(r.Remove(ctx, a.id, true, ctrmodel.StopOptions{Signal: "KILL"}))
+	}
+	r.clean()
+}
+
+// A container is what it was made of, whatever the name of the image has come to stand for.
+func TestRealMovedTag(t *testing.T) {
+	t.Parallel()
+	r, _ := newRealRig(t)
+	ctx := t.Context()
+	id := r.make("a", cmd("/bin/sh", "-c", "echo $PATH $NEW"), policy(ctrmodel.RestartNever, 0))
+	first, err := r.ImageDigest(id)
+	r.must(err)
+	list, err := r.parts.Images.Import(ctx, busyboxArchive(t, "PATH=/bin", "NEW=yes"))
+	r.must(err)
+	if list[0].Digest == first || first == "" {
+		t.Fatalf("made of %s, imported %s", first, list[0].Digest)
+	}
+	r.must(r.backend.Collect(ctx, r.UsedImages()))
+	said := func(id string) (text string) {
+		r.must(r.Start(ctx, id))
+		r.awaitStatus(id, ctrmodel.Exited)
+		r.must(r.Logs(ctx, id, ctrmodel.LogOptions{Tail: 1}, func(line []byte) error {
+			var l struct{ Log string }
+			err := json.Unmarshal(line, &l)
+			text = l.Log
+			return err
+		}))
+		return text
+	}
+	if got := said(id); got != "/bin\n" {
+		t.Errorf("said %q", got)
+	}
+	other := r.make("b", cmd("/bin/sh", "-c", "echo $PATH $NEW"), policy(ctrmodel.RestartNever, 0))
+	if got := said(other); got != "/bin yes\n" {
+		t.Errorf("said %q", got)
+	}
+	if got, err := r.ImageDigest(other); err != nil || got != list[0].Digest {
+		t.Errorf("made of %s, %v", got, err)
 	}
 }
 
@@ -431,10 +733,23 @@ func TestRealNetwork(t *testing.T) {
 		t.Errorf("state %+v", s)
 	}
 	r.must(r.Remove(ctx, other, false, force))
-	// They know each other, as long as they run, and over the end of an agent.
+	// They know each other, as long as they run, and over the end of an agent, even if it was killed before it could write down
+	// that one of them runs.
 	client := r.running("client", obedient, func(c *ctrmodel.Container) { c.HostConfig.ExtraHosts = []string{"server:container_web-host"} })
-	r.restart()
+	want := r.get(web)
+	r.stop()
+	a, err := r.actor(web)
+	r.must(err)
+	a.rec.State.SetCreated()
+	a.rec.NetworkSettings, a.rec.HostsPath = nil, ""
+	r.must(r.store.save(a.rec))
+	use()
+	r.start()
 	r.awaitStatus(client, ctrmodel.Running)
+	if c := r.awaitStatus(web, ctrmodel.Running); c.State.PID != want.State.PID || !reflect.DeepEqual(c.NetworkSettings, want.NetworkSettings) ||
+		c.HostsPath != want.HostsPath {
+		t.Errorf("adopted: %+v", c)
+	}
 	get(address)
 	get(published)
 	var hosts bytes.Buffer
