@@ -13,8 +13,8 @@ import (
 )
 
 // FileStore is files that systemd keeps open for a daemon while that is away, however it ended. What somebody has written to a
-// pipe is not lost then, although for a while nobody reads it. The unit has to have FileDescriptorStoreMax=, and
-// FileDescriptorStorePreserve=yes for a daemon that is stopped and started later. Without systemd it does nothing; so does a nil one.
+// pipe is not lost then, although for a while nobody reads it. The unit has to have FileDescriptorStoreMax=; for a
+// daemon that is stopped, and started later, FileDescriptorStorePreserve=yes. Without systemd it does nothing; so does a nil one.
 type FileStore struct {
 	socket string
 
