@@ -22,7 +22,7 @@ func checkConfig(file string) (*config.File, error) {
 	}
 	s.check(f)
 	for _, key := range []string{
-		"manager.container_client_sid", "manager.network_manager_sid", "network.home_dir", "deployment.home_dir", "things.home_dir",
+		"manager.container_client_sid", "manager.network_manager_sid", "network.home_dir", "deployment.home_dir",
 		"connection.disconnect_timeout", "connection.unsubscribe_timeout",
 	} {
 		if f.Has(key) {
