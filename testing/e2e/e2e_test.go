@@ -28,6 +28,9 @@ const compatible = vehicle.Compatible
 // long also runs what costs more time than it is likely to find faults.
 var long = os.Getenv("SDVBOX_LONG") == "1"
 
+// required is nothing skipped for want of something.
+var required = os.Getenv("SDVBOX_REQUIRE") == "1"
+
 // parts are what the story needs besides the vehicle.
 type parts struct {
 	factory string // disk with version 1

@@ -30,7 +30,19 @@ var suites = []struct {
 	{pkg: "platform/ctrnet"},
 	{pkg: "platform/images"},
 	{pkg: "applets/container-agent"},
+	{pkg: "applets/kanto-cm"},
+	{pkg: "testing/killmatrix"},
+	{pkg: "testing/fields"},
 }
+
+// The vehicle has no compiler: what those tests build has been built.
+var (
+	built   = []string{"sdvbox", "sdvbox/testing/fields/probe"}
+	builder = `#!/bin/sh
+while [ $# -gt 1 ]; do [ "$1" != -o ] || out=$2; shift; done
+exec cp ` + suiteDir + `/built/"${1##*/}" "$out"
+`
+)
 
 // tools are programs of this machine that the tests use and the vehicle does not have.
 var tools = []string{"busybox", "crun", "docker-registry", "nft"}
@@ -54,7 +66,7 @@ func buildSuite(ctx context.Context, t *testing.T) string {
 	}
 	dir := t.TempDir()
 	root := filepath.Join(dir, "root")
-	for _, sub := range []string{"bin", "lib", "tmp"} {
+	for _, sub := range []string{"bin", "built", "lib", "tmp"} {
 		must(os.MkdirAll(filepath.Join(root, sub), 0o755))
 	}
 	for _, s := range suites {
@@ -65,6 +77,10 @@ func buildSuite(ctx context.Context, t *testing.T) string {
 		must(os.MkdirAll(filepath.Join(root, "src", s.pkg), 0o755))
 		must(os.CopyFS(filepath.Join(root, "src", s.pkg), os.DirFS(filepath.Join("../..", s.pkg))))
 		run("go", "test", "-c", "-ldflags=-s -w", "-o", filepath.Join(root, "src", s.pkg, "suite.test"), "../../"+s.pkg)
+	}
+	if long {
+		run("go", append([]string{"build", "-ldflags=-s -w", "-o", filepath.Join(root, "built") + "/"}, built...)...)
+		must(os.WriteFile(filepath.Join(root, "bin/go"), []byte(builder), 0o755))
 	}
 	for _, name := range tools {
 		addTool(t, root, name)
@@ -93,8 +109,9 @@ func addTool(t *testing.T, root, name string) {
 			file = filepath.Join(dir, name)
 		}
 	}
-	if file == "" {
-		t.Fatalf("this machine has no %s", name)
+	if file == "" && !required {
+		t.Logf("this machine has no %s, so some tests in the vehicle are skipped", name)
+		return
 	}
 	program, err := os.ReadFile(file)
 	must(err)
@@ -147,7 +164,7 @@ func (c *car) passes() {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 			defer cancel()
 			out, err := c.vm.Run(ctx, fmt.Sprintf(`cd %[1]s/src/%[2]s
-TMPDIR=%[1]s/tmp SDVBOX_REQUIRE=1 ./suite.test %[3]s >../out 2>&1 && grep -E '^ *--- ' ../out || { tail -c 20000 ../out; exit 1; }`, suiteDir, s.pkg, args))
+TMPDIR=%[1]s/tmp SDVBOX_REQUIRE=%[4]s ./suite.test %[3]s >../out 2>&1 && grep -E '^ *--- ' ../out || { tail -c 20000 ../out; exit 1; }`, suiteDir, s.pkg, args, os.Getenv("SDVBOX_REQUIRE")))
 			if err != nil {
 				t.Fatal(err)
 			}
