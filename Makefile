@@ -117,7 +117,7 @@ test-long: modules ## also run what takes hours: exhaustive power cuts, watchdog
 	$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 1h $(TESTFLAGS) ./platform/...
 	for v in 1.7 2; do \
 		$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 SDVBOX_CONTAINERD=$$v go test -timeout 1h -p 1 $(TESTFLAGS) \
-			$$(go list -f '{{.ImportPath}} {{.TestImports}}' ./... | grep sdvbox/testing/ctrd | cut -d ' ' -f 1); \
+			$$(go list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | grep sdvbox/testing/ctrd | cut -d ' ' -f 1); \
 	done
 	$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 6h -p 1 $(TESTFLAGS) ./testing/...
 	$(root) env SDVBOX_REQUIRE=1 SDVBOX_LONG=1 go test -timeout 2h -race $(TESTFLAGS) ./testing/soak
