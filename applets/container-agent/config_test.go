@@ -5,6 +5,7 @@ package containeragent
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -170,6 +171,19 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 		if _, _, code, output := configure(t, file); code != 1 || !strings.Contains(output, part) {
 			t.Errorf("%s: exit code %d, %s", file, code, output)
 		}
+	}
+}
+
+func TestManifestsAreOldWhenUpdatesHaveTakenOver(t *testing.T) {
+	s, file, log := defaults(), filepath.Join(t.TempDir(), "KAD.disabled"), slog.New(slog.DiscardHandler)
+	if got := s.manifests(file, log); len(got) != 1 {
+		t.Errorf("before: %q", got)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.manifests(file, log); len(got) != 0 {
+		t.Errorf("after: %q", got)
 	}
 }
 

@@ -235,11 +235,24 @@ func (s *settings) engine(state string, log *slog.Logger) containers.Config {
 	}
 	if s.Deployment.Enable {
 		c.Deployment = containers.Deployment{
-			Dirs: append([]string{s.Deployment.Dir}, s.Deployment.Manifests...), Archives: s.Deployment.Archives,
+			Dirs: append([]string{s.Deployment.Dir}, s.manifests(takenOver, log)...), Archives: s.Deployment.Archives,
 			Init: s.Deployment.Mode == "init", Period: time.Duration(s.Deployment.Period), Prune: s.Deployment.Prune,
 		}
 	}
 	return c
+}
+
+// takenOver is what the original kanto-auto-deployer leaves when updates by desired state take over: what the manifests describe
+// is old then.
+const takenOver = "/data/var/lib/kanto-auto-deployer/KAD.disabled"
+
+// manifests are the further directories of descriptors, none if there is the file.
+func (s *settings) manifests(file string, log *slog.Logger) []string {
+	if _, err := os.Stat(file); err != nil || len(s.Deployment.Manifests) == 0 {
+		return s.Deployment.Manifests
+	}
+	log.Info("manifests are not deployed any more, updates by desired state have taken over", "because", file)
+	return nil
 }
 
 // listen opens the socket, for root and the group, or the port.
