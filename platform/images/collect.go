@@ -68,7 +68,8 @@ func (s *Store) want(ctx context.Context, img *containerd.Image, labels map[stri
 	for key := range labels {
 		fields = append(fields, "labels."+key)
 	}
-	_, err := s.Client.Images.Update(ctx, &containerd.Image{Name: img.Name, Labels: labels}, fields...)
+	// From version 1.7 on, containerd looks at the target although it is not to change.
+	_, err := s.Client.Images.Update(ctx, &containerd.Image{Name: img.Name, Target: img.Target, Labels: labels}, fields...)
 	return model(err, "image %s", img.Name)
 }
 
