@@ -180,11 +180,19 @@ func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container, digest stri
 		return 0, err
 	}
 	io := containerd.IO{Stdin: fifos.Stdin, Stdout: fifos.Stdout, Stderr: fifos.Stderr, Terminal: c.IOConfig.TTY}
-	if _, err := m.Client.Tasks.Create(ctx, c.ID, mounts, io, m.options(c)); err != nil {
+	whole, cancel := whole(ctx)
+	defer cancel()
+	if _, err := m.Client.Tasks.Create(whole, c.ID, mounts, io, m.options(c)); err != nil {
 		return 0, started(err)
 	}
-	n, err := m.Client.Tasks.Start(ctx, c.ID, "")
+	n, err := m.Client.Tasks.Start(whole, c.ID, "")
 	return int64(n), started(err)
+}
+
+// whole is for steps that go on although nobody waits for them any more: what they would leave when they are cut off, the shim
+// goes on with, and nobody knows when.
+func whole(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 }
 
 // started gives the failure of a runtime to start something a kind: as a rule, it is about the container.
@@ -458,9 +466,6 @@ func (m *machine) Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.Ex
 		return 0, err
 	}
 	io := containerd.IO{Stdin: fifos.Stdin, Stdout: fifos.Stdout, Stderr: fifos.Stderr, Terminal: o.TTY}
-	if err := m.Client.Tasks.Exec(ctx, c.ID, execID, process, io); err != nil {
-		return 0, started(err)
-	}
 	end := func() { // whatever is left of it, even if nobody waits any more
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
@@ -477,7 +482,12 @@ func (m *machine) Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.Ex
 		<-detached
 	}()
 	<-ready
-	if _, err := m.Client.Tasks.Start(ctx, c.ID, execID); err != nil {
+	whole, done := whole(ctx)
+	defer done()
+	if err = m.Client.Tasks.Exec(whole, c.ID, execID, process, io); err == nil {
+		_, err = m.Client.Tasks.Start(whole, c.ID, execID)
+	}
+	if err != nil {
 		end()
 		return 0, started(err)
 	}

@@ -61,7 +61,8 @@ func TestOtherRuntimes(t *testing.T) {
 	}
 	for _, env := range []string{runcEnv + "=crun", ctrd.Env + "=1.7", ctrd.Env + "=2"} {
 		t.Run(env, func(t *testing.T) {
-			cmd := exec.Command(os.Args[0], "-test.run=^TestReal")
+			// crun will not have control groups of both versions, which some hosts have.
+			cmd := exec.Command("unshare", "-m", "sh", "-c", `umount -l /sys/fs/cgroup/unified 2>/dev/null; exec "$0" -test.run=^TestReal`, os.Args[0])
 			cmd.Env = append(os.Environ(), env)
 			begin := time.Now()
 			if out, err := cmd.CombinedOutput(); err != nil {
