@@ -57,7 +57,7 @@ func (f failure) command(t *testing.T, l *lab, args ...string) {
 	t.Helper()
 	out, errs, code := l.Run("kanto-cm", args...)
 	want := map[ctrmodel.Kind]int{ctrmodel.InvalidArgument: 2, ctrmodel.NotFound: 3}[f.kind]
-	if code == 0 || code != max(want, 1) || out != "" || errs == "" {
+	if code == 0 || code != max(want, 1) || out != "" || strings.Count(errs, "\n") != 1 {
 		t.Errorf("kanto-cm %q: %d, %q, %q", args, code, out, errs)
 	}
 	for _, w := range f.words {
@@ -177,7 +177,7 @@ func badRegistry(t *testing.T, l *lab) {
 		r.Host + "/page:1":      fails(ctrmodel.FailedPrecondition, "page:1", "text/html"),
 		r.Name(forged):          fails(ctrmodel.FailedPrecondition, "forged:1", forged.Layer.Digest.String()),
 		wrong:                   fails(ctrmodel.NotFound, forged.Manifest.Digest.String()),
-		r.Name(notTar):          fails(ctrmodel.Internal, "not-tar:1", notTar.Layer.Digest.String()),
+		r.Name(notTar):          fails(ctrmodel.FailedPrecondition, "not-tar:1", notTar.Layer.Digest.String()),
 		r.Name(other):           fails(ctrmodel.FailedPrecondition, "other:1", other.Layer.Digest.String()),
 		r.Name(encrypted):       fails(ctrmodel.FailedPrecondition, "encrypted:1", "is encrypted"),
 		"no such name":          fails(ctrmodel.InvalidArgument, "no such name"),

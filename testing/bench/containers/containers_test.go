@@ -273,8 +273,13 @@ func readLogs(list []*measured) {
 			}
 			m.report(milliseconds(took, 50), unit)
 		}
-		read(lines, "ms-logs-all", "--tail=-1")
 		read(10, "ms-logs-tail-10", "--tail=10")
+		if m.suffix == "" {
+			read(lines, "ms-logs-all-text", "--tail=-1")
+			read(lines, "ms-logs-all", "--tail=-1", "--output=json") // which the original cannot but show
+		} else {
+			read(lines, "ms-logs-all", "--tail=-1")
+		}
 		m.remove(id)
 	}
 	m := list[0] // the original cannot follow
@@ -343,11 +348,6 @@ func (m *measured) hundred() {
 		}
 		m.report(float64(time.Since(begin).Milliseconds())/times, "ms-stats-of-hundred")
 		m.report(float64((cpu(m.b, m.pid())-before).Milliseconds())/times, "ms-CPU-stats-of-hundred")
-	}
-	list, err := m.client.List(m.b.Context())
-	check(m.b, err)
-	for _, c := range list {
-		m.remove(c.ID)
 	}
 }
 
