@@ -47,8 +47,8 @@ func updateAgent(ctx context.Context, p parts) error {
 		Downloads: u.Downloads,
 		Log:       p.log,
 	}}
-	if tags, ok := any(p.engine).(ctrupdate.Tags); ok && u.RefreshTags {
-		backend.Tags = tags
+	if u.RefreshTags {
+		backend.Tags = p.engine
 	}
 	agent := updateagent.New(updateagent.Config{
 		Patience: time.Duration(u.CommandTimeout),

@@ -10,6 +10,7 @@
 package ctrupdate
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -75,6 +76,7 @@ type Config struct {
 	Health    time.Duration // that a new container has to run without being restarted
 	Downloads int           // images to get at the same time
 	Patience  time.Duration // how long containerd is waited for; 0: a minute
+	Often     time.Duration // between two words of progress; 0: a second
 	Log       *slog.Logger
 }
 
@@ -110,7 +112,7 @@ type work struct {
 
 // work finds out what a step is about.
 func (b *Backend) work(job *updateagent.Job) *work {
-	w := &work{Backend: b, job: job, wants: map[string]*wanted{}}
+	w := &work{Backend: b, job: job, wants: map[string]*wanted{}, told: time.Now()}
 	var n notes
 	job.Load(&n)
 	w.all = n.Actions
@@ -242,9 +244,10 @@ func (b *Backend) patience() time.Duration {
 	return b.Patience
 }
 
-// inCharge returns the containers that are neither replaced by another one nor to replace one, and not about to go.
+// inCharge returns the containers, by name, that are neither replaced by another one nor to replace one, and not about to go.
 func (b *Backend) inCharge(ctx context.Context) ([]*ctrmodel.Container, error) {
 	list, err := b.Engine.List(ctx)
+	slices.SortStableFunc(list, func(a, b *ctrmodel.Container) int { return cmp.Compare(a.Name, b.Name) })
 	return slices.DeleteFunc(list, func(c *ctrmodel.Container) bool {
 		first, err := b.Engine.ByName(ctx, c.Name)
 		return c.State.Status == ctrmodel.Dead || c.State.Status == ctrmodel.Creating || err != nil || first.ID != c.ID

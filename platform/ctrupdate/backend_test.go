@@ -430,7 +430,7 @@ func TestDownloadsGoOnAtTheSameTimeAndTellHowFarTheyAre(t *testing.T) {
 		list = append(list, component(fmt.Sprint("c", i)))
 	}
 	u := newUpdate(t, f, desire(list...))
-	u.b.Downloads = 3
+	u.b.Downloads, u.b.Often = 3, time.Millisecond
 	if end := u.run(all); end.Status != "COMPLETED" {
 		t.Fatalf("ends with %+v", end)
 	}

@@ -4,6 +4,7 @@ package ctrupdate
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -29,14 +30,11 @@ func defaultProof() proof {
 // fromNow is the number of restarts that a container has had already, whatever it is.
 const fromNow = -1
 
-// prove waits until the container of an action has proved itself, with no restart beyond those it has had already.
-func (w *work) prove(ctx context.Context, a *action, p proof, restarts int64) (said string, err error) {
-	if a.Once {
-		return a.Message, nil
-	}
+// prove starts the container of an action and waits until it has proved itself, with no restart beyond those it has had already.
+func (w *work) prove(ctx context.Context, a *action, p proof, restarts int64, start func() error) (said string, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events := w.Engine.Subscribe(ctx)
+	events := w.Engine.Subscribe(ctx) // before anything can happen to it
 	c, err := w.Engine.Get(ctx, a.id())
 	if err != nil {
 		return "", err
@@ -44,34 +42,39 @@ func (w *work) prove(ctx context.Context, a *action, p proof, restarts int64) (s
 	if restarts == fromNow {
 		restarts = c.RestartCount
 	}
+	if err := w.persist(ctx, start); err != nil {
+		return "", err
+	}
 	up := time.NewTimer(p.time)
 	defer up.Stop()
-	for {
+	for due := false; !due; {
+		select {
+		case ev, ok := <-events:
+			if c = ev.Container; !ok && ctx.Err() == nil { // there were too many at once
+				events = w.Engine.Subscribe(ctx)
+				c, err = w.Engine.Get(ctx, a.id())
+			}
+		case <-up.C:
+			due = true
+			c, err = w.Engine.Get(ctx, a.id())
+		case <-ctx.Done():
+		}
+		if err = cmp.Or(ctx.Err(), err); err != nil {
+			return "", err
+		}
+		if c.ID != a.id() {
+			continue
+		}
 		if a.Once, err = judge(c, a.Steady, restarts); err != nil {
 			return "", err
 		} else if a.Once {
 			return "Container has ended with exit code 0.", nil
 		}
-		select {
-		case ev, ok := <-events:
-			switch {
-			case ctx.Err() != nil:
-				return "", ctx.Err()
-			case !ok: // there were too many at once
-				events = w.Engine.Subscribe(ctx)
-				if c, err = w.Engine.Get(ctx, c.ID); err != nil {
-					return "", err
-				}
-			case ev.Container.ID == c.ID:
-				c = ev.Container
-			}
-		case <-up.C:
-			if len(p.cmd) == 0 {
-				return "Container runs.", nil
-			}
-			return "Container runs and is healthy.", w.ask(ctx, a, p, restarts)
-		}
 	}
+	if len(p.cmd) == 0 {
+		return "Container runs.", nil
+	}
+	return "Container runs and is healthy.", w.ask(ctx, a, p, restarts)
 }
 
 // judge says what is wrong with a container, or whether it has ended as it should. One that ends without an error is right if
@@ -95,6 +98,18 @@ func judge(c *ctrmodel.Container, steady bool, restarts int64) (once bool, err e
 		return false, fmt.Errorf("the container is %s: %s", strings.ToLower(s.Status.String()), s.Error)
 	}
 	return false, fmt.Errorf("the container is %s", strings.ToLower(s.Status.String()))
+}
+
+// alive looks whether a container that has proved itself still runs.
+func (w *work) alive(ctx context.Context, a *action) error {
+	if a.Once {
+		return nil
+	}
+	c, err := w.Engine.Get(ctx, a.id())
+	if err == nil {
+		_, err = judge(c, a.Steady, 0)
+	}
+	return err
 }
 
 // ask runs the health command until it succeeds.

@@ -93,7 +93,7 @@ func (w *work) prepare(ctx context.Context, a *action) error {
 	})
 }
 
-// pulled tells how far an image is, about once a second.
+// pulled tells now and then how far an image is.
 func (w *work) pulled(a *action, p ctrmodel.Progress) {
 	w.mu.Lock()
 	percent := a.progress
@@ -104,7 +104,7 @@ func (w *work) pulled(a *action, p ctrmodel.Progress) {
 	case p.Phase == "unpacking":
 		percent = 90 + int(9*p.Done/p.Total)
 	}
-	tell := a.Status == updateproto.ActionDownloading && percent > a.progress && time.Since(w.told) > time.Second
+	tell := a.Status == updateproto.ActionDownloading && percent > a.progress && time.Since(w.told) > cmp.Or(w.Often, time.Second)
 	a.progress = max(a.progress, min(percent, 99))
 	if tell {
 		w.told = time.Now()
@@ -193,7 +193,7 @@ func (b *Backend) Activate(ctx context.Context, job *updateagent.Job) []updatepr
 		var err error
 		switch a.Kind {
 		case create, recreate: // one may not have lived until the last was there
-			_, err = w.prove(ctx, a, proof{}, 0)
+			err = w.alive(ctx, a)
 		case destroy:
 			err = w.park(ctx, a)
 		}
@@ -248,23 +248,19 @@ func (w *work) activate(ctx context.Context, a *action) (said string, err error)
 		return "", err
 	}
 	switch a.Kind {
-	case create, recreate:
-		start := w.Engine.Ensure
-		if a.Kind == recreate {
-			start = w.Engine.Switch
-		}
-		if err := w.persist(ctx, func() error { return start(ctx, a.New) }); err != nil {
-			return "", err
-		}
-		return w.prove(ctx, a, w.health(a), 0)
+	case check:
+		return "Existing container runs.", w.ensure(ctx, a)
+	case recreate:
+		return w.prove(ctx, a, w.health(a), 0, func() error { return w.Engine.Switch(ctx, a.New) })
+	case create:
+		return w.prove(ctx, a, w.health(a), 0, func() error { return w.Engine.Ensure(ctx, a.New) })
 	}
-	if err := w.persist(ctx, func() error { return w.Engine.Ensure(ctx, a.Old) }); err != nil {
-		return "", err
-	}
-	if a.Kind == check {
-		return "Existing container runs.", nil
-	}
-	return w.prove(ctx, a, w.health(a), fromNow)
+	return w.prove(ctx, a, w.health(a), fromNow, func() error { return w.Engine.Ensure(ctx, a.Old) })
+}
+
+// ensure makes the container of an action run.
+func (w *work) ensure(ctx context.Context, a *action) error {
+	return w.persist(ctx, func() error { return w.Engine.Ensure(ctx, a.id()) })
 }
 
 // health is what a container has to prove.
@@ -360,10 +356,12 @@ func (b *Backend) Verify(ctx context.Context, job *updateagent.Job) []updateprot
 	err := b.Engine.Known(known)
 	cancel()
 	for _, a := range w.mine {
-		if err == nil && a.Kind != destroy && !a.Once {
-			if err = w.persist(ctx, func() error { return w.Engine.Ensure(ctx, a.id()) }); err == nil && a.Kind != check {
-				_, err = w.prove(ctx, a, w.health(a), fromNow)
-			}
+		switch {
+		case err != nil || a.Kind == destroy || a.Once:
+		case a.Kind == check:
+			err = w.ensure(ctx, a)
+		default:
+			_, err = w.prove(ctx, a, w.health(a), fromNow, func() error { return w.Engine.Ensure(ctx, a.id()) })
 		}
 		if err != nil {
 			return w.giveUp(ctx, a, err)

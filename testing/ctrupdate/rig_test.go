@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ctrupdate tests updates of containers with all that is real about them: the agent as a process, containerd, a broker, a
+// registry, and somebody who commands it.
+package ctrupdate
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/testing/agents"
+	"sdvbox/testing/broker"
+	"sdvbox/testing/ctragent"
+	"sdvbox/testing/ctrd"
+)
+
+func TestMain(m *testing.M) { ctragent.OwnHost(m) }
+
+var long = os.Getenv("SDVBOX_LONG") == "1"
+
+const limit = 30 * time.Second
+
+// rig is a device with a broker and a registry.
+type rig struct {
+	*ctragent.Agent
+	*agents.Recorder
+	t        *testing.T
+	broker   *broker.Broker
+	registry *ctragent.Registry
+}
+
+// box makes an image with busybox. The files differ by name, so that each has a layer of its own.
+func box(t testing.TB, name string) *ctragent.Image {
+	t.Helper()
+	program, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string][]byte{"etc/name": []byte(name)}
+	for _, name := range []string{"sh", "sleep", "env", "false", "true", "cat"} {
+		files["bin/"+name] = program
+	}
+	return ctragent.NewImage("example.org/"+name, v1.ImageConfig{Env: []string{"PATH=/bin"}, Cmd: []string{"sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & wait"}}, files)
+}
+
+// start starts a device, whose registry has versions 1 and 2 of three containers.
+func start(t *testing.T, change map[string]ctragent.Section) *rig {
+	t.Helper()
+	r := &rig{t: t, broker: broker.Start(t, broker.Options{})}
+	var images []*ctragent.Image
+	for _, name := range []string{"hello-world:latest", "hvac:1", "hvac:2", "seats:1", "seats:2", "radio:1"} {
+		images = append(images, box(t, name))
+	}
+	r.registry = ctragent.Serve(t, nil, images...)
+	r.Recorder = agents.Record(t, r.broker.URL(), "containersupdate/#")
+	sections := map[string]ctragent.Section{
+		"connection":   {"broker_url": r.broker.URL()},
+		"update_agent": {"enable": true, "health_time": "500ms"},
+		"containers":   {"insecure_registries": []string{r.registry.Host}},
+		"manager":      {"default_ctrs_stop_timeout": 1},
+	}
+	for name, section := range change {
+		maps.Copy(sections[name], section)
+	}
+	r.Agent = ctragent.New(t, ctragent.Build(t), ctrd.Start(t))
+	r.Config["connection"] = ctragent.Section{}
+	for name, section := range sections {
+		maps.Copy(r.Config[name], section)
+	}
+	r.Launch()
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, m := range r.Messages() {
+				t.Log(m.At.Format("05.000"), m.ID, string(m.Raw[:min(len(m.Raw), 700)]))
+			}
+		}
+	})
+	agents.Eventually(t, limit, "current state of the agent", func() bool { return len(r.Messages()) > 0 })
+	return r
+}
+
+// component is a container of a desired state, with an image of the registry and further configuration as KEY=VALUE.
+func (r *rig) component(name, version string, config ...string) map[string]any {
+	list := []map[string]string{{"key": "image", "value": r.registry.Host + "/" + name + ":" + version}}
+	for _, kv := range config {
+		key, value, _ := strings.Cut(kv, "=")
+		list = append(list, map[string]string{"key": key, "value": value})
+	}
+	return map[string]any{"id": name, "version": version, "config": list}
+}
+
+func desire(components ...map[string]any) map[string]any {
+	return map[string]any{"domains": []any{map[string]any{"id": "containers", "config": []any{}, "components": components}}}
+}
+
+func (r *rig) order(id, command string) {
+	r.t.Helper()
+	r.Publish("containersupdate/desiredstate/command", id, map[string]string{"command": command})
+}
+
+// said is the feedback on an activity.
+func (r *rig) said(id string) (list []agents.Feedback) {
+	for _, m := range r.Of(id) {
+		if f, ok := m.Feedback(); ok {
+			list = append(list, f)
+		}
+	}
+	return list
+}
+
+// answer waits for one of some statuses of an activity, from the message with a number on.
+func (r *rig) answer(id string, from int, statuses ...string) agents.Feedback {
+	r.t.Helper()
+	for begin := time.Now(); time.Since(begin) < limit; time.Sleep(2 * time.Millisecond) {
+		for _, f := range r.said(id)[from:] {
+			if slices.Contains(statuses, f.Status) {
+				return f
+			}
+		}
+	}
+	r.t.Fatalf("no %q of %s within %v", statuses, id, limit)
+	return agents.Feedback{}
+}
+
+var all = []string{"DOWNLOAD", "UPDATE", "ACTIVATE"}
+
+// update drives an update as an update manager does, and returns how it has ended. After each status it calls at.
+func (r *rig) update(id string, ds any, commands []string, at func(status string)) agents.Feedback {
+	r.t.Helper()
+	heard := len(r.said(id))
+	r.Publish("containersupdate/desiredstate", id, ds)
+	f := r.answer(id, heard, "IDENTIFIED", "IDENTIFICATION_FAILED")
+	for _, c := range append(slices.Clone(commands), "CLEANUP") {
+		if at != nil {
+			at(f.Status)
+		}
+		if f.Status == "IDENTIFICATION_FAILED" || strings.HasSuffix(f.Status, "_FAILURE") && c != "CLEANUP" {
+			continue
+		}
+		heard := len(r.said(id))
+		r.order(id, c)
+		if at != nil {
+			at(c)
+		}
+		word := map[string]string{"ACTIVATE": "ACTIVATION"}[c]
+		if word == "" {
+			word = c
+		}
+		if c == "CLEANUP" {
+			f = r.answer(id, heard, "COMPLETED", "INCOMPLETE")
+		} else {
+			f = r.answer(id, heard, word+"_SUCCESS", word+"_FAILURE")
+		}
+	}
+	return f
+}
+
+// running returns the containers with a process, as NAME=VERSION.
+func (r *rig) running() string {
+	r.t.Helper()
+	list, err := r.List(r.t.Context())
+	if err != nil {
+		return err.Error()
+	}
+	var words []string
+	for _, c := range list {
+		word := c.Name + "=" + c.Image.Name[strings.LastIndexByte(c.Image.Name, ':')+1:]
+		if c.State.Status != ctrmodel.Running {
+			word += "(" + c.State.Status.String() + ")"
+		}
+		words = append(words, word)
+	}
+	slices.Sort(words)
+	return strings.Join(words, " ")
+}
+
+func (r *rig) runs(want string) {
+	r.t.Helper()
+	got := ""
+	for begin := time.Now(); got != want && time.Since(begin) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
+		got = r.running()
+	}
+	if got != want {
+		r.t.Errorf("there are %s, want %s", got, want)
+	}
+}
+
+// state is the newest current state.
+func (r *rig) state() (id string, nodes []node) {
+	for _, m := range r.Messages() {
+		if m.Topic == "containersupdate/currentstate" {
+			var inventory struct{ SoftwareNodes []node }
+			if err := json.Unmarshal(m.Payload, &inventory); err != nil {
+				r.t.Fatal(err)
+			}
+			id, nodes = m.ID, inventory.SoftwareNodes
+		}
+	}
+	return id, nodes
+}
+
+type pair struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
+
+type node struct {
+	ID, Version, Type string
+	Parameters        []pair
+}
+
+// back makes a desired state of a current state, with a change.
+func back(nodes []node, change func(name string, config []pair) []pair) map[string]any {
+	var list []map[string]any
+	for _, n := range nodes {
+		if name, ok := strings.CutPrefix(n.ID, "containers:"); ok && n.Type == "CONTAINER" {
+			list = append(list, map[string]any{"id": name, "version": n.Version, "config": change(name, n.Parameters)})
+		}
+	}
+	return desire(list...)
+}
+
+// terminals counts the ends of an activity.
+func (r *rig) terminals(id string) (n int) {
+	for _, f := range r.said(id) {
+		if f.Terminal() {
+			n++
+		}
+	}
+	return n
+}
+
+func statuses(list []agents.Feedback) string {
+	var words []string
+	for _, f := range list {
+		words = append(words, f.Status)
+	}
+	return fmt.Sprint(words)
+}

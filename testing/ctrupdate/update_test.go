@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrupdate
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sdvbox/platform/ctrmodel"
+	"sdvbox/testing/agents"
+	"sdvbox/testing/broker"
+	"sdvbox/testing/ctragent"
+	"sdvbox/testing/ctrd"
+)
+
+// The flows of the documentation, and what goes wrong in the field, on one device.
+func TestUpdates(t *testing.T) {
+	r := start(t, nil)
+	exec := func(name string, args ...string) string {
+		t.Helper()
+		list, err := r.List(t.Context())
+		i := slices.IndexFunc(list, func(c *ctrmodel.Container) bool { return c.Name == name })
+		if i < 0 {
+			t.Fatalf("no container %s: %v", name, err)
+		}
+		var out bytes.Buffer
+		if _, err := r.Exec(t.Context(), list[i].ID, ctrmodel.ExecOptions{Args: args}, ctrmodel.Streams{Stdout: &out}); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	end := func(f agents.Feedback, want, why string) {
+		t.Helper()
+		if f.Status != want || !strings.Contains(f.Message, why) {
+			t.Errorf("ends with %s %q, want %s %q", f.Status, f.Message, want, why)
+		}
+	}
+
+	t.Run("CurrentStateIsThereFromTheBeginning", func(t *testing.T) {
+		id, nodes := r.state()
+		if !strings.HasPrefix(id, "initial-current-state-") || len(nodes) != 1 || nodes[0].ID != "containers-update-agent" ||
+			!slices.Contains(nodes[0].Parameters, pair{"resumes", "true"}) {
+			t.Errorf("%s: %+v", id, nodes)
+		}
+		late := r.broker.Client(t, "containersupdate/currentstate")
+		if m := late.Next(limit); !m.Retained {
+			t.Error("who comes late does not hear it")
+		}
+	})
+
+	t.Run("HelloWorldOfTheDocumentation", func(t *testing.T) {
+		ds := desire(r.component("hello-world", "latest", "env=FOO=BAR"))
+		r.PublishRaw("containersupdate/desiredstate", mustJSON(t, map[string]any{"activityId": "test-correlation-activity-uuid", "payload": ds}))
+		end(r.update("test-correlation-activity-uuid", ds, all, nil), "COMPLETED", "")
+		r.runs("hello-world=latest")
+		if env := exec("hello-world", "env"); !strings.Contains(env, "FOO=BAR\n") {
+			t.Errorf("environment %q", env)
+		}
+		r.PublishRaw("containersupdate/currentstate/get", []byte(`{"activityId":"ask","timestamp":123456789,"payload":{}}`))
+		r.Eventually(limit, "answer", func() bool { id, _ := r.state(); return id == "ask" })
+		_, nodes := r.state()
+		if len(nodes) != 2 || !slices.Contains(nodes[1].Parameters, pair{"env", "FOO=BAR"}) || !slices.Contains(nodes[1].Parameters, pair{"status", "Running"}) {
+			t.Errorf("current state %+v", nodes)
+		}
+		n := len(r.Messages())
+		r.PublishRaw("containersupdate/currentstate/get", nil) // as the documentation has it in its text
+		r.Eventually(limit, "answer to an empty message", func() bool { return len(r.Messages()) > n+1 })
+	})
+
+	// Recreate, leave, create and remove at a time. The golden text is what the agent of Eclipse Kanto says.
+	t.Run("FeedbackInTheOrderOfKanto", func(t *testing.T) {
+		end(r.update("setup", desire(r.component("hvac", "1"), r.component("seats", "1"), r.component("hello-world", "latest")), all, nil), "COMPLETED", "")
+		r.Forget()
+		end(r.update("golden", desire(r.component("hvac", "2"), r.component("seats", "1"), r.component("radio", "1")), all, nil), "COMPLETED", "")
+		want := "[IDENTIFYING IDENTIFIED DOWNLOADING DOWNLOADING DOWNLOAD_SUCCESS UPDATING UPDATING UPDATE_SUCCESS " +
+			"ACTIVATING ACTIVATING ACTIVATING ACTIVATION_SUCCESS CLEANUP_SUCCESS COMPLETED]"
+		if got := statuses(r.said("golden")); got != want {
+			t.Errorf("said %s, want %s", got, want)
+		}
+		r.runs("hvac=2 radio=1 seats=1")
+		r.Eventually(limit, "current state that nobody has asked for", func() bool {
+			id, nodes := r.state()
+			return id == "" && len(nodes) == 4 && nodes[1].ID == "containers:hvac" && nodes[1].Version == "2"
+		})
+	})
+
+	t.Run("CurrentStateSentBack", func(t *testing.T) {
+		_, nodes := r.state()
+		f := r.update("back", back(nodes, func(_ string, config []pair) []pair { return config }), all, nil)
+		end(f, "COMPLETED", "")
+		for _, a := range f.Actions {
+			if !strings.Contains(r.said("back")[1].Actions[0].Message, "as desired") || a.Status != "ACTIVATION_SUCCESS" {
+				t.Errorf("action %+v", a)
+			}
+		}
+		before, _ := r.List(t.Context())
+		end(r.update("edited", back(nodes, func(name string, config []pair) []pair {
+			if name == "hvac" {
+				config = append(slices.Clone(config), pair{"env", "A=1"})
+			}
+			return config
+		}), all, nil), "COMPLETED", "")
+		changed := 0
+		list, _ := r.List(t.Context())
+		for _, c := range list {
+			if !slices.ContainsFunc(before, func(b *ctrmodel.Container) bool { return b.ID == c.ID && b.State.PID == c.State.PID }) {
+				changed++
+			}
+		}
+		if changed != 1 || !strings.Contains(exec("hvac", "env"), "A=1\n") {
+			t.Errorf("%d containers are others now, want 1", changed)
+		}
+	})
+
+	t.Run("CommandsBackToBack", func(t *testing.T) {
+		r.Publish("containersupdate/desiredstate", "fast", desire(r.component("hvac", "1"), r.component("radio", "1")))
+		for _, c := range append(slices.Clone(all), "CLEANUP") {
+			r.order("fast", c)
+		}
+		end(r.answer("fast", 0, "COMPLETED", "INCOMPLETE"), "COMPLETED", "")
+		r.runs("hvac=1 radio=1")
+	})
+
+	hvac := func(version string, config ...string) map[string]any {
+		return desire(r.component("hvac", version, config...), r.component("radio", "1"))
+	}
+	for _, bad := range []struct {
+		name, why string
+		ds        map[string]any
+	}{
+		{"EndsAtOnce", "hvac: the container has ended with exit code 1", hvac("2", "cmd=false")},
+		{"EndsAtOnceWithoutAnError", "hvac: the container has ended with exit code 0", hvac("2", "cmd=true")},
+		{"DoesNotStart", "hvac: ", hvac("2", "cmd=nothing-there")},
+		{"HealthCommandFails", "exit code 1", hvac("2", "healthCmd=sh", "healthCmd=-c", "healthCmd=exit 1", "healthInterval=10ms", "healthRetries=1")},
+		{"ImageIsMissing", "hvac:3", hvac("3")},
+	} {
+		t.Run(bad.name, func(t *testing.T) {
+			pid := exec("hvac", "sh", "-c", "echo up; cat /proc/1/stat")
+			end(r.update(bad.name, bad.ds, all, nil), "INCOMPLETE", bad.why)
+			r.runs("hvac=1 radio=1")
+			if again := exec("hvac", "sh", "-c", "echo up; cat /proc/1/stat"); bad.name == "ImageIsMissing" && start0(again) != start0(pid) {
+				t.Errorf("the old container has been restarted")
+			}
+			if n := r.terminals(bad.name); n != 1 {
+				t.Errorf("%d terminal statuses", n)
+			}
+		})
+	}
+
+	t.Run("HealthCommandSucceeds", func(t *testing.T) {
+		end(r.update("healthy", hvac("2", "healthCmd=sh", "healthCmd=-c", "healthCmd=exit 0"), all, nil), "COMPLETED", "")
+		r.runs("hvac=2 radio=1")
+	})
+
+	t.Run("Rollbacks", func(t *testing.T) {
+		for n := range all {
+			id := "rollback after " + all[n]
+			end(r.update(id, desire(r.component("hvac", "1", "memory=64M"), r.component("seats", "1")), append(slices.Clone(all[:n+1]), "ROLLBACK"), nil), "INCOMPLETE", "")
+			r.runs("hvac=2 radio=1")
+			if said := statuses(r.said(id)); !strings.HasSuffix(said, "ROLLBACK_SUCCESS CLEANUP_SUCCESS INCOMPLETE]") {
+				t.Errorf("said %s", said)
+			}
+		}
+		end(r.update("limit", hvac("2", "memory=64M"), append(slices.Clone(all), "ROLLBACK"), nil), "INCOMPLETE", "")
+		_, nodes := r.state()
+		for _, n := range nodes {
+			if slices.ContainsFunc(n.Parameters, func(p pair) bool { return p.Key == "memory" }) {
+				t.Errorf("the limit of %s is still there", n.ID)
+			}
+		}
+	})
+
+	t.Run("WhatAnUpdateHasInstalledOutlivesItsDescriptor", func(t *testing.T) {
+		r.Write("containers/hvac.json", mustJSON(t, map[string]any{"container_name": "hvac", "image": map[string]string{"name": r.registry.Host + "/hvac:1"}}))
+		r.runs("hvac=1 radio=1")
+		end(r.update("over", hvac("2"), all, nil), "COMPLETED", "")
+		r.Kill()
+		r.Launch()
+		r.runs("hvac=2 radio=1")
+		time.Sleep(500 * time.Millisecond)
+		r.runs("hvac=2 radio=1")
+	})
+
+	// What cannot be downloaded leaves the old one alone.
+	for _, tc := range []struct {
+		name, section, key string
+		value              any
+		why                string
+	}{
+		{"DiskIsFull", "containers", "disk_reserve", "999999G", "not enough space"},
+		{"SignatureIsWrong", "containers", "image_verifier_type", "notation", "hvac"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			before := maps.Clone(r.Config[tc.section])
+			r.Terminate()
+			r.Config[tc.section][tc.key] = tc.value
+			r.Launch()
+			r.runs("hvac=2 radio=1")
+			// An image that has not been here before.
+			end(r.update(tc.name, desire(r.component("hvac", "2"), r.component("radio", "1"), r.component("seats", "2")), all, nil), "INCOMPLETE", strings.ReplaceAll(tc.why, "hvac", "seats"))
+			r.runs("hvac=2 radio=1")
+			r.Terminate()
+			r.Config[tc.section] = before
+			r.Launch()
+		})
+	}
+
+	t.Run("ScopeAndSystemContainers", func(t *testing.T) {
+		ds := desire(r.component("seats", "1"))
+		domain := ds["domains"].([]any)[0].(map[string]any)
+		domain["config"] = []pair{{"scoped", "true"}}
+		end(r.update("scoped", ds, all, nil), "COMPLETED", "")
+		r.runs("hvac=2 radio=1 seats=1")
+		domain["config"] = []pair{{"systemContainers", "radio, nobody"}}
+		end(r.update("system", ds, all, nil), "COMPLETED", "")
+		r.runs("radio=1 seats=1")
+	})
+}
+
+func mustJSON(t *testing.T, v any) []byte {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// start0 is when a process was started, as its stat file says.
+func start0(stat string) string {
+	f := strings.Fields(stat)
+	return f[len(f)-31]
+}
+
+// TLS settings have an effect.
+func TestBrokerWantsCertificates(t *testing.T) {
+	b := broker.Start(t, broker.Options{MTLS: true})
+	client := b.Client(t, "containersupdate/#")
+	a := ctragent.New(t, ctragent.Build(t), ctrd.Start(t))
+	a.Config["connection"] = ctragent.Section{"broker_url": b.URL(), "transport": map[string]string{"root_ca": b.CAFile, "client_cert": b.CertFile, "client_key": b.KeyFile}}
+	a.Config["update_agent"] = ctragent.Section{"enable": true}
+	a.Launch()
+	if m := client.Next(limit); m.Topic != "containersupdate/currentstate" {
+		t.Errorf("heard %+v", m)
+	}
+}
