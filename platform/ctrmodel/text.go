@@ -62,6 +62,8 @@ func (d Device) validate() error {
 	switch {
 	case d.OnHost == "":
 		return invalid("device: path_on_host is missing")
+	case d.OnHost[0] != '/':
+		return invalid("device %s: expected an absolute path of the host", d.OnHost)
 	case d.InContainer == "":
 		return invalid("device %s: path_in_container is missing", d.OnHost)
 	case d.Permissions == "" || len(d.Permissions) > 3 || strings.Trim(d.Permissions, "rwm") != "":
@@ -103,6 +105,8 @@ func (m Mount) validate() error {
 	switch {
 	case m.Source == "":
 		return invalid("mount point %s: source is missing", m.Destination)
+	case m.Source[0] != '/':
+		return invalid("mount point %s: expected an absolute path of the host", m.Source)
 	case m.Destination == "":
 		return invalid("mount point %s: destination is missing", m.Source)
 	case !slices.Contains(propagations, m.Propagation):

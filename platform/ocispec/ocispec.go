@@ -230,9 +230,6 @@ func mounts(c *ctrmodel.Container) (list []specs.Mount, propagation string, err 
 func depth(path string) int { return strings.Count(filepath.Join("/", path), "/") }
 
 func bind(m ctrmodel.Mount) (specs.Mount, error) {
-	if !filepath.IsAbs(m.Source) {
-		return specs.Mount{}, ctrmodel.Errorf(ctrmodel.InvalidArgument, "mount %s: expected an absolute path of the host", m.Source)
-	}
 	if _, err := os.Stat(m.Source); err != nil {
 		return specs.Mount{}, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "mount %s: %w", m.Source, err)
 	}

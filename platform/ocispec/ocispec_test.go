@@ -147,16 +147,11 @@ func TestMountsOfAContainerReplaceTheUsualOnes(t *testing.T) {
 	if s.Linux.RootfsPropagation != "rslave" {
 		t.Errorf("propagation %q", s.Linux.RootfsPropagation)
 	}
-	for _, test := range []struct {
-		source string
-		kind   ctrmodel.Kind
-	}{{"relative", ctrmodel.InvalidArgument}, {dir + "/not-there", ctrmodel.FailedPrecondition}} {
-		_, err := build(t, v1.ImageConfig{}, full, func(c *ctrmodel.Container) {
-			c.Mounts = []ctrmodel.Mount{{Source: test.source, Destination: "/x"}}
-		})
-		if err == nil || ctrmodel.KindOf(err) != test.kind || !strings.Contains(err.Error(), "mount "+test.source) {
-			t.Errorf("%s: %v", test.source, err)
-		}
+	_, err = build(t, v1.ImageConfig{}, full, func(c *ctrmodel.Container) {
+		c.Mounts = []ctrmodel.Mount{{Source: dir + "/not-there", Destination: "/x"}}
+	})
+	if ctrmodel.KindOf(err) != ctrmodel.FailedPrecondition || !strings.Contains(err.Error(), "mount "+dir+"/not-there") {
+		t.Error(err)
 	}
 }
 
