@@ -237,6 +237,59 @@ func TestContainerWithoutItsDescriptor(t *testing.T) {
 	}
 }
 
+// What fails as containerd goes away has not been tried, even if it fails for another reason before it can be tried again.
+func TestReplacementIsTriedAgainAfterContainerdWasAway(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1})
+	old := r.awaitName("seat", "running", isRunning)
+	r.fake.mu.Lock()
+	r.fake.launch = func(c *ctrmodel.Container) error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		switch {
+		case c.ID == old.ID || r.fake.boxes[old.ID].launched == 2: // it has come back
+			return nil
+		case len(r.orphans) > 0:
+			return errors.New("no such device")
+		}
+		return errDown
+	}
+	r.fake.mu.Unlock()
+	write(t, dir, "seat.json", `{"container_name": "seat", "image": {"name": "example.org/seat:2"}}`)
+	c := r.awaitName("seat", "replaced", func(c *ctrmodel.Container) bool { return c.Image.Name == "example.org/seat:2" && c.State.Running })
+	r.await(c.ID, "alone", func(*ctrmodel.Container) bool { return len(r.list()) == 1 })
+}
+
+// An update and a descriptor that changes do not get into each other's way: the one that comes last counts.
+func TestDescriptorWaitsForTheEndOfAnUpdate(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1})
+	ctx := t.Context()
+	old := r.awaitName("seat", "running", isRunning)
+	_, err := r.Succeed(ctx, old.ID, "update", next())
+	r.must(err)
+	write(t, dir, "seat.json", `{"container_name": "seat", "image": {"name": "example.org/seat:3"}, "host_config": {"resources": {"memory": "64M"}}}`)
+	same := func(id string) {
+		t.Helper()
+		time.Sleep(50 * time.Millisecond)
+		if c := r.awaitName("seat", "running", isRunning); c.ID != id || c.HostConfig.Resources.Memory != "" || len(r.list()) != 2 {
+			t.Fatalf("touched: %+v", c)
+		}
+	}
+	same(old.ID)
+	r.must(r.Switch(ctx, "next"))
+	same("next")
+	r.wantKind(r.Deploy(ctx), ctrmodel.FailedPrecondition)
+	r.must(r.Commit(ctx, "next"))
+	c := r.awaitName("seat", "as described", func(c *ctrmodel.Container) bool { return c.Image.Name == "example.org/seat:3" && c.State.Running })
+	r.await(c.ID, "alone", func(*ctrmodel.Container) bool { return len(r.list()) == 1 })
+	r.must(r.Park(ctx, c.ID, "update"))
+	write(t, dir, "seat.json", seat1)
+	r.steady(c.ID, ctrmodel.Stopped)
+	r.must(r.Unpark(ctx, c.ID))
+	r.awaitName("seat", "as described", func(c *ctrmodel.Container) bool { return c.Image.Name == "example.org/seat:1" && c.State.Running })
+}
+
 func TestContainersOfTheOriginalAreTakenOver(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()

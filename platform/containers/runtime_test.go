@@ -454,10 +454,11 @@ func TestRealOutputWhileTheAgentIsAway(t *testing.T) {
 		return id, func() bool { return syscall.Kill(pid, 0) == nil }
 	}
 	brief, briefAlive := say(1000)
+	more, moreAlive := say(20000) // than one pipe holds, but there are two
 	long, longAlive := say(50000)
 	r.stop()
 	r.must(os.WriteFile(filepath.Join(gate, "open"), nil, 0o644))
-	for end := time.Now().Add(10 * time.Second); briefAlive(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); briefAlive() || moreAlive(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it does not end without the agent")
 		}
@@ -466,7 +467,7 @@ func TestRealOutputWhileTheAgentIsAway(t *testing.T) {
 		t.Error("it did not wait for the agent")
 	}
 	r.start()
-	for id, lines := range map[string]int{brief: 1000, long: 50000} {
+	for id, lines := range map[string]int{brief: 1000, more: 20000, long: 50000} {
 		r.awaitStatus(id, ctrmodel.Exited)
 		n, bad := 0, 0
 		r.must(r.Logs(t.Context(), id, ctrmodel.LogOptions{Tail: -1}, func(line []byte) error {
