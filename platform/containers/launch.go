@@ -448,10 +448,11 @@ func (m *machine) Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.Ex
 	if err != nil {
 		return 0, err
 	}
+	var size ctrmodel.WindowSize
 	if o.TTY {
 		select { // so that it never sees another size
-		case s := <-s.Resize:
-			process.ConsoleSize = &specs.Box{Height: uint(s.Height), Width: uint(s.Width)}
+		case size = <-s.Resize:
+			process.ConsoleSize = &specs.Box{Height: uint(size.Height), Width: uint(size.Width)}
 		default:
 		}
 	}
@@ -490,6 +491,9 @@ func (m *machine) Exec(ctx context.Context, c *ctrmodel.Container, o ctrmodel.Ex
 	if err != nil {
 		end()
 		return 0, started(err)
+	}
+	if process.ConsoleSize != nil { // crun takes no notice of that
+		m.Client.Tasks.Resize(ctx, c.ID, execID, size.Width, size.Height)
 	}
 	defer m.resize(ctx, c.ID, execID, s.Resize)()
 	type result struct {

@@ -348,7 +348,11 @@ func TestRealStreams(t *testing.T) {
 	out.Reset()
 	resize := make(chan ctrmodel.WindowSize, 1)
 	resize <- ctrmodel.WindowSize{Width: 101, Height: 23}
-	code, err = r.Exec(ctx, id, ctrmodel.ExecOptions{Args: []string{"busybox", "stty", "size"}, TTY: true},
+	size := []string{"busybox", "stty", "size"}
+	if r.parts.Runc == "crun" { // which makes the terminal first
+		size = []string{"sh", "-c", "until [ \"$(busybox stty size 2>/dev/null)\" = '23 101' ]; do sleep 0.02; done; busybox stty size"}
+	}
+	code, err = r.Exec(ctx, id, ctrmodel.ExecOptions{Args: size, TTY: true},
 		ctrmodel.Streams{Stdout: &out, Resize: resize})
 	if code != 0 || err != nil || out.String() != "23 101\r\n" {
 		t.Errorf("size of the terminal: %d, %v, %q", code, err, out.String())
