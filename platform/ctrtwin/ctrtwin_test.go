@@ -59,6 +59,50 @@ func TestTwinIsDescribedOnceTheConnectorSaysWhoThisIs(t *testing.T) {
 	})
 }
 
+func TestContainersAreDescribedTheOldestFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		want := []string{"", "SoftwareUpdatable"}
+		for i := range 10 {
+			id := fmt.Sprint(20 - i)
+			r.engine.add(id, id, "x:1", i%2 == 0)
+			want = append(want, "Container:"+id)
+			time.Sleep(time.Second)
+		}
+		r.start()
+		r.up()
+		r.receive("edge/thing/response", fleetID)
+		r.wantGists(append(want, "ContainerFactory", "Metrics")...)
+	})
+}
+
+func TestAnswersThatTheBrokerDoesNotTakeAreRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.radio()
+		r.begin()
+		r.bus.refuse(mqttbus.ErrDown)
+		r.request("1", "Container:5f0c", "start", "")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		r.bus.refuse(nil)
+		time.Sleep(time.Second)
+		r.wantGists("reply 1/204")
+	})
+}
+
+func TestRetainedCommandsAreIgnored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.radio()
+		r.begin()
+		r.bus.events <- mqttbus.Event{Kind: mqttbus.Received, Message: &mqttbus.Message{
+			Topic: "command//" + thing + "/req/1/remove", Payload: []byte(requestOf("1", "Container:5f0c", "remove", "true")), Retained: true,
+		}}
+		r.wantGists()
+	})
+}
+
 func TestIdentityThatIsTheSameIsIgnoredAndOthersAreNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -199,11 +243,11 @@ func TestFeaturesOfContainersThatVanishedAreDeletedOnce(t *testing.T) {
 		r.start()
 		r.up()
 		r.hear()
-		r.bus.fail = mqttbus.ErrDown // the broker hears nothing of it
+		r.bus.refuse(mqttbus.ErrDown) // the broker hears nothing of it
 		r.receive("edge/thing/response", fleetID)
 		time.Sleep(10 * time.Second)
 		r.down()
-		r.bus.fail = nil
+		r.bus.refuse(nil)
 		r.up()
 		r.receive("edge/thing/response", fleetID)
 		r.wantGists("", "SoftwareUpdatable", "Container:b", "delete Container:a", "ContainerFactory", "Metrics")

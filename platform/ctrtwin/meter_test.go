@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -139,10 +140,15 @@ func TestMetricsThatTakeLongerThanTheirIntervalDoNotHoldUpAnything(t *testing.T)
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		r.measured("a", ctrmodel.Stats{PIDs: 1})
+		var calls atomic.Int32
 		r.engine.before = func(ctx context.Context, what, _ string) error {
 			if what != "stats" {
 				return nil
 			}
+			if n := calls.Add(1); n > 1 {
+				t.Errorf("%d measurements at a time", n)
+			}
+			defer calls.Add(-1)
 			select {
 			case <-ctx.Done():
 			case <-time.After(5 * time.Second):
@@ -200,8 +206,15 @@ func TestMetricsDoNotPileUp(t *testing.T) {
 		r.bus.slow = time.Minute
 		r.request("1", "Metrics", "request", `{"frequency":1}`)
 		time.Sleep(10*time.Minute + time.Second)
-		if n := len(r.hear()); n != 10 {
-			t.Errorf("%d messages in 10 minutes at one a minute", n)
+		said := r.hear()
+		if len(said) != 10 {
+			t.Fatalf("%d messages in 10 minutes at one a minute", len(said))
+		}
+		var last struct{ Value report }
+		_, payload, _ := strings.Cut(said[9], " ")
+		json.Unmarshal([]byte(payload), &last)
+		if age := time.Now().Unix() - last.Value.Timestamp; age > 62 {
+			t.Errorf("the last one is %d s old", age)
 		}
 	})
 }

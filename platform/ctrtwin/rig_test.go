@@ -229,6 +229,13 @@ func (b *fakeBus) Publish(_ context.Context, topic string, retained bool, payloa
 	return nil
 }
 
+// refuse has the broker take nothing, or everything again.
+func (b *fakeBus) refuse(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fail = err
+}
+
 func (b *fakeBus) take() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

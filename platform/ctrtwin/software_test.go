@@ -298,8 +298,10 @@ func TestOperationsTakeTheirTurnOverTheEndOfTheAgent(t *testing.T) {
 	close(s.stall)
 	said = r.until("/lastOperation FINISHED_ERROR")
 	wantOperations(t, said, append(slices.Clone(successful), "Operation REMOVING", "FailedOperation FINISHED_ERROR", "Operation FINISHED_ERROR")...)
-	if len(r.engine.all) != 3 {
-		t.Errorf("%d containers", len(r.engine.all))
+	left := -1
+	r.twin.ask(t.Context(), func() { left = len(r.twin.software.Actions) })
+	if len(r.engine.all) != 3 || left != 0 {
+		t.Errorf("%d containers, %d operations wait", len(r.engine.all), left)
 	}
 	r.stop()
 	if described := r.beginReal(); !strings.Contains(described[1], `"lastFailedOperation":{"correlationId":"three","status":"FINISHED_ERROR"`) || len(described) != 7 {
@@ -338,6 +340,26 @@ func TestInstallationThatEndsTheAgentAgainAndAgainIsGivenUp(t *testing.T) {
 	if len(r.engine.all) != 0 {
 		t.Errorf("containers are left: %v", r.engine.all)
 	}
+}
+
+func TestRemovalThatTheEndOfTheAgentHasCutShortIsFinished(t *testing.T) {
+	r := newRig(t)
+	r.engine.add("a", "a", "x:1", true)
+	asked := make(chan bool, 1)
+	r.engine.before = func(ctx context.Context, what, _ string) error {
+		if what == "removed" {
+			asked <- true
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	}
+	r.beginReal()
+	r.request("1", "SoftwareUpdatable", "remove", `{"correlationId":"hb","software":[{"name":"a"},{"name":"b"}]}`)
+	<-asked
+	r.stop()
+	delete(r.engine.all, "a") // it was removed, but that could not be written down
+	said := append(r.beginReal(), r.until("/lastOperation FINISHED_ERROR")...)
+	wantOperations(t, said[len(said)-4:], "Operation REMOVING", "Operation FINISHED_SUCCESS", "FailedOperation FINISHED_ERROR", "Operation FINISHED_ERROR")
 }
 
 func TestTooManyInstallationsAreRefused(t *testing.T) {
