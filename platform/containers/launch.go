@@ -47,6 +47,7 @@ func (m *machine) Discard(ctx context.Context, c *ctrmodel.Container) error {
 			return fmt.Errorf("remove the log of container %s: %w", c.Name, err)
 		}
 	}
+	removeCgroups("/sys/fs/cgroup", m.Namespace, c.ID)
 	m.mu.Lock()
 	delete(m.consoles, c.ID)
 	m.mu.Unlock()
