@@ -53,9 +53,17 @@ func newLab(t *testing.T, disk string, change map[string]ctragent.Section) *lab 
 	if disk != "" {
 		t.Setenv("TMPDIR", disk)
 	}
+	namespace := fmt.Sprintf("fields-%d", os.Getpid())
+	t.Cleanup(func() { // runc leaves the group of the namespace
+		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+			groups, _ := filepath.Glob(pattern + namespace)
+			for _, g := range groups {
+				os.Remove(g)
+			}
+		}
+	})
 	d := ctrd.Start(t)
 	os.Setenv("TMPDIR", usual)
-	namespace := fmt.Sprintf("fields-%d", os.Getpid())
 	if change["containers"] == nil {
 		change["containers"] = ctragent.Section{}
 	}
@@ -65,7 +73,7 @@ func newLab(t *testing.T, disk string, change map[string]ctragent.Section) *lab 
 	t.Cleanup(func() { l.containerd.Close() })
 	l.place = census.Place{
 		Daemon: d, Namespace: namespace, Dirs: []string{a.Dir}, Inside: func(do func()) { do() },
-		Except: []string{"log", "config.json", "images", "journal*"},
+		Except: []string{"log", "config.json", "images", "imported.json*"},
 	}
 	files := map[string][]byte{
 		"probe":      ctragent.Program(t, probe),

@@ -243,6 +243,7 @@ func milliseconds(seconds []float64, percent int) float64 {
 
 // readLogs measures the writing and reading of many lines, and how late one is that is followed.
 func readLogs(list []*measured) {
+	ids := map[*measured]string{}
 	for _, m := range list {
 		begin := time.Now()
 		id := m.run("lines", fmt.Sprint(lines), strings.Repeat("x", 40))
@@ -252,34 +253,44 @@ func readLogs(list []*measured) {
 			return c.State.Status == ctrmodel.Exited
 		})
 		m.report(time.Since(begin).Seconds(), "s-lines-written")
-		if m.suffix != "" && os.Getenv(peerCLI) == "" {
+		if m.suffix == "" || os.Getenv(peerCLI) != "" {
+			ids[m] = id
+		} else {
 			m.b.Logf("%s does not name the command line of the original", peerCLI)
-			m.remove(id)
-			continue
 		}
-		read := func(want int, unit string, args ...string) {
-			var took []float64
-			for range 5 {
+	}
+	for _, what := range []struct {
+		unit   string
+		want   int
+		args   string
+		common bool // to both
+	}{{"ms-logs-tail-10", 10, "--tail=10", true}, {"ms-logs-all", lines, "--tail=-1", true}, {"ms-logs-all-text", lines, "--tail=-1", false}} {
+		took := map[*measured][]float64{}
+		for range 7 {
+			for m, id := range ids {
+				args := []string{what.args}
+				switch {
+				case m.suffix == "" && what.common: // as the original cannot but show them
+					args = append(args, "--output=json")
+				case m.suffix != "" && !what.common:
+					continue
+				}
 				var out bytes.Buffer
 				cmd := m.logs(append(args, id)...)
 				cmd.Stdout, cmd.Stderr = &out, os.Stderr
 				begin := time.Now()
 				check(m.b, cmd.Run())
-				took = append(took, time.Since(begin).Seconds())
-				got := bytes.Count(bytes.TrimSpace(out.Bytes()), []byte("\n")) + 1
-				if got != want {
-					m.b.Logf("logs %q%s: %d lines of %d", args, m.suffix, got, want)
+				took[m] = append(took[m], time.Since(begin).Seconds())
+				if got := bytes.Count(bytes.TrimSpace(out.Bytes()), []byte("\n")) + 1; got < what.want {
+					m.b.Fatalf("logs %q%s: %d lines of %d", args, m.suffix, got, what.want)
 				}
 			}
-			m.report(milliseconds(took, 50), unit)
 		}
-		read(10, "ms-logs-tail-10", "--tail=10")
-		if m.suffix == "" {
-			read(lines, "ms-logs-all-text", "--tail=-1")
-			read(lines, "ms-logs-all", "--tail=-1", "--output=json") // which the original cannot but show
-		} else {
-			read(lines, "ms-logs-all", "--tail=-1")
+		for m, t := range took {
+			m.report(milliseconds(t, 50), what.unit)
 		}
+	}
+	for m, id := range ids {
 		m.remove(id)
 	}
 	m := list[0] // the original cannot follow
