@@ -205,7 +205,7 @@ func (a *actor) update(ctx context.Context, o ctrmodel.UpdateOptions) error {
 	}
 	a.publish(ctrmodel.ActionUpdated)
 	ended := a.rec.StartedBefore && !a.rec.ManuallyStopped && !a.rec.State.HasProcess() && a.rec.State.Status != ctrmodel.Dead
-	if before.RestartPolicy != a.rec.HostConfig.RestartPolicy && ended {
+	if before.RestartPolicy != a.rec.HostConfig.RestartPolicy && ended && !a.resting() {
 		a.cancelTimer()
 		a.restartable(a.rec.State.ExitCode != 0 || a.rec.State.Error != "")
 		a.commit("")

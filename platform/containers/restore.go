@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,7 @@ import (
 const (
 	execPrefix   = "exec-"   // of the id of a process that Exec has started, and of the directory with its streams
 	rootfsPrefix = "rootfs-" // of a directory where the file system of a container is mounted for a look at it
+	sweepTimeout = 10 * time.Second
 )
 
 // restore takes over what is left, and clears away what no container of keep has. Whether a container has a process is a
@@ -44,12 +46,13 @@ func (m *machine) restore(ctx context.Context, keep []*ctrmodel.Container) error
 			ids = append(ids, c.ID)
 		}
 	}
-	if err := m.sweep(ctx, known, tasks); err != nil {
+	short, cancel := context.WithTimeout(ctx, sweepTimeout) // frozen processes do not die
+	defer cancel()
+	if err := m.sweep(short, known, tasks); err != nil {
 		m.Log.Warn("something is left of what an agent before has been doing", "error", err)
 	}
 	if err := m.Network.Restore(ctx, ids); err != nil { // not all containers need it
 		m.Log.Error("cannot restore the network of containers", "error", err)
-		return nil
 	}
 	m.restored = true
 	return nil

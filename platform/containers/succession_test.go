@@ -311,6 +311,45 @@ func TestParkedContainerStaysDown(t *testing.T) {
 	}
 }
 
+// Nothing brings up a container that another one has replaced for now, and nothing is forgotten of what was wanted of it.
+func TestReplacedContainerStaysDown(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{ctrmodel.RestartAlways, ctrmodel.RestartNever, ctrmodel.RestartOnFailure} {
+		r := newRig(t)
+		ctx := t.Context()
+		r.fake.alone = true
+		old := r.running("seat", policy(kind, 0))
+		_, err := r.Succeed(ctx, old, "update", next())
+		r.must(err)
+		r.must(r.Switch(ctx, "next"))
+		r.fake.exit("next", 1) // its own policy counts
+		r.await("next", "restarted", func(c *ctrmodel.Container) bool { return c.RestartCount == 1 && c.State.Running })
+		for _, p := range []string{ctrmodel.RestartOnFailure, kind} {
+			r.must(r.Update(ctx, old, ctrmodel.UpdateOptions{RestartPolicy: &ctrmodel.RestartPolicy{Type: p}}))
+		}
+		for range 2 {
+			r.fake.setDown(true)
+			for r.Ready() == nil {
+				time.Sleep(time.Millisecond)
+			}
+			r.fake.setDown(false)
+			r.steady(old, ctrmodel.Stopped)
+			r.stop()
+			r.fake.boxes["next"].task, r.fake.boxes[old].task = NoTask, NoTask
+			r.boot += "x"
+			r.start()
+			r.must(r.Known(ctx))
+			r.await("next", "running", func(c *ctrmodel.Container) bool { return c.State.Running && r.fake.running() == 1 })
+		}
+		r.steady(old, ctrmodel.Stopped)
+		r.must(r.Abandon(ctx, "next"))
+		r.awaitStatus(old, ctrmodel.Running)
+		if r.fake.crowded() {
+			t.Error("both had a process")
+		}
+	}
+}
+
 func TestEnsure(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
