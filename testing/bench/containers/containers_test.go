@@ -344,9 +344,10 @@ func (m *measured) hundred() {
 		shims += ctragent.PSS(m.b, s.Pid)
 	}
 	m.report(float64(shims)/many/(1<<20), "MiB-PSS-shim")
+	time.Sleep(20 * time.Second) // bridges talk for a while
 	before := cpu(m.b, m.pid())
-	time.Sleep(10 * time.Second)
-	m.report((cpu(m.b, m.pid())-before).Seconds()/10*100, "%CPU-hundred")
+	time.Sleep(20 * time.Second)
+	m.report((cpu(m.b, m.pid())-before).Seconds()/20*100, "%CPU-hundred")
 	if m.suffix == "" {
 		const times = 10
 		before, begin := cpu(m.b, m.pid()), time.Now()
