@@ -173,6 +173,9 @@ func (p Place) containerd(ctx context.Context) (list List, err error) {
 	for _, pattern := range []string{"root/io.containerd.runtime.v2.task/*/*", "state/io.containerd.runtime.v2.task/*/*"} {
 		dirs, _ := filepath.Glob(filepath.Join(p.Daemon.Dir, pattern))
 		for _, dir := range dirs {
+			if filepath.Base(dir)[0] == '.' { // which containerd was removing when it was killed; it does not go on with that
+				continue
+			}
 			add("bundle", strings.TrimPrefix(dir, p.Daemon.Dir))
 		}
 	}
