@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -51,6 +52,8 @@ func TestMain(m *testing.M) {
 	case os.Getenv(program) != "":
 		// What runc and shims keep there.
 		if err = errors.Join(os.MkdirAll("/run/containerd", 0o711), unix.Mount("tmpfs", "/run/containerd", "tmpfs", 0, "")); err == nil {
+			flag.Parse()
+			flag.Set("test.parallel", "4") // most of the time, all of them wait
 			code = m.Run()
 		}
 	default:
