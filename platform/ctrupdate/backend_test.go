@@ -328,6 +328,33 @@ func TestSecondTimeTheSameIsDesiredNothingChanges(t *testing.T) {
 	}
 }
 
+// hello-world prints something and ends. That is no failure, unless a service has been there.
+func TestContainersThatEndAsTheyShould(t *testing.T) {
+	f := newFake()
+	for _, tc := range []struct {
+		name   string
+		config []string
+		want   string
+	}{
+		{"hello", []string{"image=hello:once"}, "COMPLETED"},
+		{"hello", []string{"image=hello:once", "env=A=1"}, "COMPLETED"},
+		{"hello", []string{"image=hello:bad"}, "INCOMPLETE"},
+		{"hello", []string{"image=hello:2"}, "COMPLETED"},
+		{"hello", []string{"image=hello:once"}, "INCOMPLETE"},
+		{"hello", []string{"image=hello:once", "restartPolicy=no"}, "COMPLETED"},
+	} {
+		for _, commands := range []string{all + " REBOOT ROLLBACK", all + " REBOOT"} {
+			u := newUpdate(t, f, desire(component(tc.name, tc.config...)))
+			before := f.world()
+			if end := u.run(commands); end.Status != tc.want && !strings.Contains(commands, "ROLLBACK") {
+				t.Errorf("%q ends with %s %q, want %s", tc.config, end.Status, end.Message, tc.want)
+			} else if end.Status == "INCOMPLETE" && f.world() != before {
+				t.Errorf("%q leaves\n%s\nof\n%s", tc.config, f.world(), before)
+			}
+		}
+	}
+}
+
 func TestBaselinesGoTheirOwnWays(t *testing.T) {
 	ds := whole("hvac:2", "navi:bad")
 	ds.Baselines = []updateproto.Baseline{{Title: "air", Components: []string{"containers:hvac", "other:x", "containers:seats"}}}

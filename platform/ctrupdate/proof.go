@@ -42,7 +42,13 @@ func (w *work) prove(ctx context.Context, a *action, p proof, restarts int64, st
 	if restarts == fromNow {
 		restarts = c.RestartCount
 	}
-	if err := w.persist(ctx, start); err != nil {
+	err = w.persist(ctx, func() error {
+		for len(events) > 0 { // of an attempt that containerd has not lived to see the end of
+			<-events
+		}
+		return start()
+	})
+	if err != nil {
 		return "", err
 	}
 	up := time.NewTimer(p.time)

@@ -29,6 +29,9 @@ var long = os.Getenv("SDVBOX_LONG") == "1"
 
 const limit = 30 * time.Second
 
+// namespace is also that of control groups, which all tests on this machine share.
+var namespace = fmt.Sprint("ctrupdate-", os.Getpid())
+
 // rig is a device with a broker and a registry.
 type rig struct {
 	*ctragent.Agent
@@ -65,7 +68,7 @@ func start(t *testing.T, change map[string]ctragent.Section) *rig {
 	sections := map[string]ctragent.Section{
 		"connection":   {"broker_url": r.broker.URL()},
 		"update_agent": {"enable": true, "health_time": "500ms"},
-		"containers":   {"insecure_registries": []string{r.registry.Host}},
+		"containers":   {"insecure_registries": []string{r.registry.Host}, "default_ns": namespace},
 		"manager":      {"default_ctrs_stop_timeout": 1},
 	}
 	for name, section := range change {
