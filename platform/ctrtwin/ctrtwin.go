@@ -67,6 +67,7 @@ type Config struct {
 
 // Engine has the containers.
 type Engine interface {
+	Known(ctx context.Context) error // waits until something can be done
 	List(ctx context.Context) ([]*ctrmodel.Container, error)
 	Get(ctx context.Context, id string) (*ctrmodel.Container, error)
 	Create(ctx context.Context, c *ctrmodel.Container) (*ctrmodel.Container, error)

@@ -52,6 +52,9 @@ func (t *Twin) install(ctx context.Context) {
 			}
 			continue
 		}
+		if t.engine.Known(ctx) != nil { // after a boot, containerd may be later than the agent
+			return
+		}
 		j := &job{t: t, ctx: ctx, action: a}
 		if a.Name == "install" {
 			j.install()

@@ -25,6 +25,7 @@ type fakeEngine struct {
 	subs  []chan ctrmodel.Event
 	calls []string
 	stats map[string]ctrmodel.Stats
+	known chan struct{} // closed once something can be done, nil: it always can
 
 	// before is called first by everything that changes a container, and may take its time or fail.
 	before func(ctx context.Context, what, name string) error
@@ -34,6 +35,18 @@ func newFakeEngine() *fakeEngine {
 	return &fakeEngine{
 		all: map[string]*ctrmodel.Container{}, stats: map[string]ctrmodel.Stats{},
 		before: func(context.Context, string, string) error { return nil },
+	}
+}
+
+func (e *fakeEngine) Known(ctx context.Context) error {
+	if e.known == nil {
+		return nil
+	}
+	select {
+	case <-e.known:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

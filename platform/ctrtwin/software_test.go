@@ -358,7 +358,14 @@ func TestRemovalThatTheEndOfTheAgentHasCutShortIsFinished(t *testing.T) {
 	<-asked
 	r.stop()
 	delete(r.engine.all, "a") // it was removed, but that could not be written down
-	said := append(r.beginReal(), r.until("/lastOperation FINISHED_ERROR")...)
+	r.engine.known = make(chan struct{})
+	described := r.beginReal()
+	time.Sleep(50 * time.Millisecond)
+	if said := r.bus.take(); len(said) != 0 {
+		t.Errorf("while the engine can do nothing: %q", said)
+	}
+	close(r.engine.known)
+	said := append(described, r.until("/lastOperation FINISHED_ERROR")...)
 	wantOperations(t, said[len(said)-4:], "Operation REMOVING", "Operation FINISHED_SUCCESS", "FailedOperation FINISHED_ERROR", "Operation FINISHED_ERROR")
 }
 
