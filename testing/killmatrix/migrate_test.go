@@ -11,16 +11,93 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
 	"sdvbox/platform/cmapi"
+	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/ocispec"
+	"sdvbox/testing/ctragent"
 )
 
 // peer is the environment variable with the path of the original container management. Nothing of it is part of sdvbox.
 const peer = "PEER_KANTO_CM"
+
+// The home directory, the names in containerd and the places of streams are as the original has them.
+func TestContainersOfAnOriginalAreTakenOver(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	box := r.box(image, nil)
+	r.launch()
+	r.Import(box)
+	r.Terminate()
+	r.must(os.RemoveAll(r.Dir + "/state"))
+	pids := map[string]int64{}
+	for name, policy := range map[string]string{"always": ctrmodel.RestartAlways, "faithful": ctrmodel.RestartUnlessStopped, "once": ctrmodel.RestartNever} {
+		pids[name+"-id"] = r.asOriginal(name, policy, box)
+	}
+	r.launch()
+	for id, pid := range pids {
+		if now := r.awaitRunning(id); now != pid {
+			t.Errorf("%s was started anew: process %d, before %d", id, now, pid)
+		}
+		r.awaitReady(id, 1) // which it said when nobody was there
+	}
+	r.restartsAfterKill("always-id")
+	r.restartsAfterKill("faithful-id")
+	r.must(syscall.Kill(int(pids["once-id"]), syscall.SIGKILL))
+	r.awaitStatus("once-id", ctrmodel.Exited)
+	for id := range pids {
+		r.remove(id)
+	}
+	r.nothingInContainerd()
+	if left, _ := filepath.Glob(r.Dir + "/run/fifo/*"); len(left) > 1 { // the original's directory
+		t.Errorf("there are still %s", left)
+	}
+}
+
+// asOriginal starts a container in the way of the original.
+func (r *rig) asOriginal(name, policy string, box *ctragent.Image) (pid int64) {
+	r.t.Helper()
+	ctx, id := r.t.Context(), name+"-id"
+	client := containerd.New(r.Containerd.Socket, r.namespace)
+	defer client.Close()
+	rootfs, err := client.Snapshots.Prepare(containerd.WithLease(ctx, "kanto-cm.lease"), id+"-snapshot", box.Layer.Digest.String(), nil)
+	r.must(err)
+	c := container(name, policy, sleeper)
+	c.HostConfig.NetworkMode = ctrmodel.HostNetwork
+	c.Defaults(nil)
+	spec, err := ocispec.Build(c, v1.ImageConfig{}, ocispec.Options{Namespace: r.namespace, Host: ocispec.Probe()})
+	r.must(err)
+	described, err := containerd.Spec(spec)
+	r.must(err)
+	_, err = client.Containers.Create(ctx, &containerd.Container{ID: id, Image: image, Runtime: &containerd.Runtime{Name: "io.containerd.runc.v2"},
+		Spec: described, Snapshotter: "overlayfs", SnapshotKey: id + "-snapshot"})
+	r.must(err)
+	streams := containerd.IO{Stdout: r.Dir + "/run/fifo/1234567/" + id + "-stdout", Stderr: r.Dir + "/run/fifo/1234567/" + id + "-stderr"}
+	r.must(errors.Join(os.MkdirAll(r.Dir+"/run/fifo/1234567", 0o700), unix.Mkfifo(streams.Stdout, 0o600), unix.Mkfifo(streams.Stderr, 0o600)))
+	for _, path := range []string{streams.Stdout, streams.Stderr} { // who reads is there until the process is
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		r.must(err)
+		defer f.Close()
+	}
+	_, err = client.Tasks.Create(ctx, id, rootfs, streams, nil)
+	r.must(err)
+	n, err := client.Tasks.Start(ctx, id, "")
+	r.must(err)
+	record, err := os.ReadFile("testdata/original.json")
+	r.must(err)
+	text := strings.NewReplacer("DIR", r.Dir, "NAME", name, "POLICY", policy, "PID", strconv.Itoa(int(n))).Replace(string(record))
+	home := r.Dir + "/home/containers/" + id
+	r.must(errors.Join(os.MkdirAll(home, 0o711), os.WriteFile(home+"/config.json", []byte(text), 0o644)))
+	return int64(n)
+}
 
 func TestContainersOfTheRealOriginalAreTakenOver(t *testing.T) {
 	program := os.Getenv(peer)
