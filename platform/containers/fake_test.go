@@ -410,13 +410,18 @@ type rig struct {
 	stop  func() // ends the engine, containers go on
 }
 
-func newRig(t *testing.T, change ...func(*Config)) *rig {
+// memoryDir is a directory where files are quickly written, if there is one.
+func memoryDir(t *testing.T) string {
 	dir, err := os.MkdirTemp("/dev/shm", "containers")
 	if err != nil {
 		dir = t.TempDir()
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	cfg := Config{StateDir: dir, StopTimeout: time.Second, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	return dir
+}
+
+func newRig(t *testing.T, change ...func(*Config)) *rig {
+	cfg := Config{StateDir: memoryDir(t), StopTimeout: time.Second, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, f := range change {
 		f(&cfg)
 	}

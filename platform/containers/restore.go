@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -75,7 +76,7 @@ func (m *machine) sweep(ctx context.Context, known map[string]bool, tasks []*con
 	}
 	for _, e := range entries {
 		switch id := e.Name(); {
-		case known[id]:
+		case known[id], holdsStreams(m.fifos(id), tasks): // an original agent has names of its own
 			continue
 		case strings.HasPrefix(id, execPrefix):
 			for _, t := range tasks {
@@ -90,6 +91,13 @@ func (m *machine) sweep(ctx context.Context, known map[string]bool, tasks []*con
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// holdsStreams reports whether a task has a stream below a directory.
+func holdsStreams(dir string, tasks []*containerd.Process) bool {
+	return slices.ContainsFunc(tasks, func(t *containerd.Process) bool {
+		return strings.HasPrefix(t.Stdin, dir+"/") || strings.HasPrefix(t.Stdout, dir+"/") || strings.HasPrefix(t.Stderr, dir+"/")
+	})
 }
 
 // endExec ends a process that has been executed in a container, and removes what is left of it.

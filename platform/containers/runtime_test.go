@@ -296,6 +296,10 @@ func TestRealStreams(t *testing.T) {
 	t.Parallel()
 	r, _ := newRealRig(t)
 	ctx := t.Context()
+	dir := r.parts.ExecDir
+	r.stop()
+	r.parts.ExecDir = filepath.Join(dir, "fifo", "77") // where the next agent finds what it knows nothing of
+	r.start()
 	count := cmd("/bin/sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); done")
 	id := r.running("chatty", count, func(c *ctrmodel.Container) {
 		c.HostConfig.Log.Driver = ctrmodel.LogDriver{Type: ctrmodel.LogFile, MaxFiles: 1, MaxSize: "1G"}
@@ -310,14 +314,18 @@ func TestRealStreams(t *testing.T) {
 	}
 	whole := 0
 	more := func() {
-		for whole = lines(); lines() < whole+1000; {
-			time.Sleep(time.Millisecond)
+		t.Helper()
+		end := time.Now().Add(20 * time.Second)
+		for whole = lines(); lines() < whole+1000; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("its output is not read")
+			}
 		}
 	}
 	more()
 	r.stop()
 	whole = lines()
-	r.parts.ExecDir += "-other" // the next agent is another one, and the line that was just being written is cut
+	r.parts.ExecDir = dir // the next agent is another one, and the line that was just being written is cut
 	r.start()
 	r.awaitStatus(id, ctrmodel.Running)
 	before := whole
@@ -424,6 +432,7 @@ func TestRealStreams(t *testing.T) {
 		r.must(r.Remove(ctx, a.id, true, ctrmodel.StopOptions{Signal: "KILL"}))
 	}
 	r.clean()
+	r.restart()
 	if left, _ := filepath.Glob(filepath.Join(r.parts.ExecDir, "*", "*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
