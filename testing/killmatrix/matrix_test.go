@@ -181,20 +181,20 @@ func operations() []operation {
 		{
 			name: "replacement by a descriptor",
 			begin: func(m *matrix) {
-				m.describe(1)
-				m.await("it is deployed", func() bool { return m.version() == "V=1" })
+				m.describe()
+				m.await("it is deployed", m.asDescribed)
 			},
 			order: func(ctx context.Context, m *matrix) error {
-				m.describe(2)
+				m.describe()
 				for {
-					if _, err := m.List(ctx); err != nil || m.version() == "V=2" {
+					if _, err := m.List(ctx); err != nil || m.asDescribed() {
 						return err
 					}
 					time.Sleep(5 * time.Millisecond)
 				}
 			},
 			check: func(m *matrix, _ error, _ *record) {
-				m.await("it is replaced", func() bool { return m.version() == "V=2" })
+				m.await("it is replaced", m.asDescribed)
 			},
 			end: func(m *matrix) {
 				m.must(os.Remove(m.descriptor()))
@@ -213,11 +213,12 @@ func (m *matrix) subject(policy string) *ctrmodel.Container {
 
 func (m *matrix) descriptor() string { return m.Dir + "/containers/subject.json" }
 
-// describe writes a version of the descriptor.
-func (m *matrix) describe(version int) {
+// describe writes the next version of the descriptor.
+func (m *matrix) describe() {
+	m.version++
 	text := fmt.Sprintf(`{"container_name": %q, "image": {"name": %q}, "config": {"env": ["V=%d"], "cmd": ["sh", "-c", %q]},
 		"host_config": {"network_mode": "bridge", "restart_policy": {"type": "always", "retry_timeout": 300000000},
-		"port_mappings": [{"container_port": 80, "host_port": %d}]}}`, subject, image, version, sleeper, port)
+		"port_mappings": [{"container_port": 80, "host_port": %d}]}}`, subject, image, m.version, sleeper, port)
 	if err := errors.Join(os.WriteFile(m.descriptor()+".new", []byte(text), 0o644), os.Rename(m.descriptor()+".new", m.descriptor())); err != nil {
 		m.t.Error(err)
 	}
@@ -236,16 +237,14 @@ func (m *matrix) the(name string) (c *ctrmodel.Container) {
 	return c
 }
 
-// version is that of the subject, if it runs and is alone.
-func (m *matrix) version() string {
+// asDescribed reports whether the subject is alone, runs, and is of the version that was described last.
+func (m *matrix) asDescribed() bool {
 	c := m.the(subject)
 	if c == nil {
-		return ""
+		return false
 	}
-	if _, pid, err := m.look(c.ID); err != nil || pid == 0 || c.State.PID != pid {
-		return ""
-	}
-	return c.Config.Env[0]
+	_, pid, err := m.look(c.ID)
+	return err == nil && pid != 0 && c.State.PID == pid && c.Config.Env[0] == fmt.Sprint("V=", m.version)
 }
 
 // checkLog makes sure that all is in the log that the subject has written, once.
@@ -358,6 +357,8 @@ type matrix struct {
 	before     census.List
 	keeper     int64 // process
 
+	version int // of the descriptor
+
 	// Of what goes on.
 	done      chan error
 	hit       string // what of the subject was killed
@@ -373,8 +374,8 @@ func newMatrix(t *testing.T, seed uint64) *matrix {
 	m.run(container("once", ctrmodel.RestartNever, "exit 3"))
 	m.awaitStatus("once-id", ctrmodel.Exited)
 	m.keeper = m.awaitRunning("keeper-id")
-	m.describe(0) // so that the store knows descriptors
-	m.await("it is deployed", func() bool { return m.version() == "V=0" })
+	m.describe() // so that the store knows descriptors
+	m.await("it is deployed", m.asDescribed)
 	m.must(os.Remove(m.descriptor()))
 	m.remove(m.the(subject).ID)
 	m.before = m.place.Take(t)
