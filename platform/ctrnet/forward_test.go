@@ -38,7 +38,7 @@ func newSide(t *testing.T) (netNS string) {
 	check(netlink.LinkAdd(cable))
 	t.Cleanup(func() { netlink.LinkDel(cable) })
 	check(os.WriteFile("/proc/sys/net/ipv6/conf/side0/accept_dad", []byte("0"), 0))
-	h, err := netlink.NewHandleAt(netns.NsHandle(fd))
+	h, err := netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE)
 	check(err)
 	defer h.Close()
 	inside, err := h.LinkByName("in0")

@@ -55,7 +55,10 @@ type demo struct {
 	heard string // the last line of feedback
 }
 
-const activity = "demo"
+const (
+	activity = "demo"
+	list     = "kanto-cm list | tr -s ' -'" // a table of many columns
+)
 
 func (d *demo) run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
@@ -103,7 +106,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.ask(ctx, "rauc-helper status", "kanto-cm list"); err != nil {
+	if err := d.ask(ctx, "rauc-helper status", list); err != nil {
 		return err
 	}
 
@@ -111,7 +114,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err := d.update(ctx, message); err != nil {
 		return err
 	}
-	if err := d.ask(ctx, "rauc-helper status", "kanto-cm list", "kanto-cm logs -n hello-world", "update-manager history"); err != nil {
+	if err := d.ask(ctx, "rauc-helper status", list, "kanto-cm logs -n hello-world", "update-manager history"); err != nil {
 		return err
 	}
 	d.summary()

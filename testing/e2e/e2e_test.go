@@ -195,6 +195,7 @@ func secondLife(c *car, o *origin, p parts) {
 	c.start()
 	c.up("SDV_A", "1")
 	c.step("AContainerIsMadeByHand", func() { c.makes(o, "old") })
+	c.step("ItsLastWordsAreNotLostWithTheAgent", func() { c.lastWords("old") })
 	c.step("TheWholeVehicleGoesBackWithAnUnhealthySlot", func() {
 		c.fault("brakes", "30s")
 		c.backAsOne(o, "range", "2", o.offer("range", file{path: p.two, noRange: true}), "brakes: no brakes")

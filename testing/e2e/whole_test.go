@@ -102,6 +102,17 @@ func (c *car) makes(o *origin, tag string) {
 	c.hellos(tag, tag)
 }
 
+// lastWords kills the container agent, and the container says goodbye and ends before the next agent is there.
+func (c *car) lastWords(who string) {
+	c.run("systemctl kill -s KILL container-agent && pkill -TERM -x hello")
+	_, err := c.vm.Run(c.within(shortTime), `until [ "$(kanto-cm logs -n hello-world)" = "Hello, FOO=`+who+`!
+Goodbye!
+Hello, FOO=`+who+`!" ]; do sleep 0.5; done`)
+	if err != nil {
+		c.t.Fatalf("%v\nthe container said:\n%s", err, c.run("kanto-cm logs -n hello-world"))
+	}
+}
+
 // hellos checks that this container is the only one, and runs and says hello.
 func (c *car) hellos(tag, who string) {
 	c.t.Helper()

@@ -61,7 +61,7 @@ var modules = []string{
 }
 
 // containerModules stay where there are containers: cables, the bridge, and the rules between them.
-var containerModules = []string{"br_netfilter", "bridge", "nft_chain_nat", "nft_ct", "nft_fib_inet", "nft_masq", "nft_nat", "veth"}
+var containerModules = []string{"br_netfilter", "bridge", "nf_conntrack_netlink", "nft_chain_nat", "nft_ct", "nft_fib_inet", "nft_masq", "nft_nat", "veth"}
 
 // Tree returns a directory with the unpacked packages, as they come from Debian.
 func (b *Builder) Tree(ctx context.Context) (string, error) {
