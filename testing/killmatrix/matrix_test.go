@@ -23,6 +23,7 @@ import (
 	"sdvbox/platform/ctrmodel"
 	"sdvbox/testing/census"
 	"sdvbox/testing/ctragent"
+	"sdvbox/testing/ctrd"
 )
 
 // subject is the container to which something is done as something is killed.
@@ -479,8 +480,34 @@ func (m *matrix) play(op operation, at instant, kill func(*matrix) (again func()
 	op.check(m, err, rec)
 	m.checkBystanders()
 	op.end(m)
+	m.endStrayShims()
 	m.place.Await(m.t, m.before, 15*time.Second)
 	return steps, took
+}
+
+// endStrayShims ends shims that containerd has forgotten: it gives up on the end of a shim when its client, the agent, is
+// killed while it waits for that. The agent does not look for them.
+func (m *matrix) endStrayShims() {
+	m.t.Helper()
+	stray := func() (list []ctrd.Shim) {
+		for _, s := range m.Containerd.Shims() {
+			if !slices.ContainsFunc(m.before, func(line string) bool { return line == "shim of "+s.ID }) {
+				list = append(list, s)
+			}
+		}
+		return list
+	}
+	for end := time.Now().Add(3 * time.Second); len(stray()) > 0 && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, s := range stray() {
+		_, err := os.Stat(m.Containerd.Dir + "/state/io.containerd.runtime.v2.task/" + s.Namespace + "/" + s.ID)
+		if err == nil {
+			m.t.Errorf("there is still the task %s", s.ID)
+		}
+		m.t.Logf("containerd has forgotten shim %d of %s", s.Pid, s.ID)
+		syscall.Kill(s.Pid, syscall.SIGKILL)
+	}
 }
 
 // checkBystanders makes sure that all others are as they were.
