@@ -459,7 +459,8 @@ func (r *rig) start() {
 		}
 	}
 	r.t.Cleanup(r.stop)
-	for end := time.Now().Add(10 * time.Second); r.fake == nil && e.Ready() != nil; time.Sleep(time.Millisecond) {
+	off := r.fake != nil && r.fake.off
+	for end := time.Now().Add(10 * time.Second); !off && e.Ready() != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			r.t.Fatal(e.Ready())
 		}

@@ -78,7 +78,7 @@ func (e *Engine) Switch(ctx context.Context, id string) error {
 		err := e.do(ctx, s.Replaces, stopping, func(a *actor, ctx context.Context) error {
 			return a.settle(ctx, ctrmodel.StopOptions{Force: true})
 		})
-		if err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
+		if err := e.ifThere(s.Replaces, err); err != nil {
 			return err
 		}
 	}
@@ -100,7 +100,7 @@ func (e *Engine) Commit(ctx context.Context, id string) error {
 		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s has not taken the place of container %s yet", id, s.Replaces)
 	}
 	err := e.Remove(ctx, s.Replaces, true, ctrmodel.StopOptions{})
-	if err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
+	if err := e.ifThere(s.Replaces, err); err != nil {
 		return err
 	}
 	return e.do(ctx, id, starting, func(a *actor, _ context.Context) error {
@@ -122,13 +122,14 @@ func (e *Engine) Abandon(ctx context.Context, id string) error {
 	case s.Switched && !e.there(s.Replaces):
 		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s has been removed, and cannot come back for container %s", s.Replaces, id)
 	}
-	if err := e.Remove(ctx, id, true, ctrmodel.StopOptions{}); err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
+	err = e.Remove(ctx, id, true, ctrmodel.StopOptions{})
+	if err := e.ifThere(id, err); err != nil {
 		return err
 	}
-	if err := e.do(ctx, s.Replaces, starting, (*actor).keep); err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
-		return err
-	}
-	return nil
+	return e.ifThere(s.Replaces, e.do(ctx, s.Replaces, starting, func(a *actor, ctx context.Context) error {
+		a.cancelTimer() // it may have failed to come back already: whoever waits wants to know
+		return a.keep(ctx)
+	}))
 }
 
 // Successions returns those of an owner that are open.
@@ -165,12 +166,7 @@ func (e *Engine) Unpark(ctx context.Context, id string) error {
 		}
 		return a.keep(ctx)
 	})
-	if err != nil && ctrmodel.KindOf(err) == ctrmodel.NotFound {
-		if _, gone := e.actor(id); gone != nil {
-			return nil
-		}
-	}
-	return err
+	return e.ifThere(id, err)
 }
 
 // Parked returns the ids of the containers that an owner has parked.
@@ -321,6 +317,14 @@ func (e *Engine) succession(id string) (s Succession, open bool) {
 	defer e.mu.Unlock()
 	s, open = e.successions[id]
 	return s, open
+}
+
+// ifThere is an error about a container that does not count if there is no such container.
+func (e *Engine) ifThere(id string, err error) error {
+	if _, gone := e.actor(id); gone != nil {
+		return nil
+	}
+	return err
 }
 
 // there reports whether there is a container that is not about to go.

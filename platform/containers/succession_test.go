@@ -131,6 +131,23 @@ func TestSwitchTakesTheProcessOfTheOldOneFirst(t *testing.T) {
 	r.awaitStatus(old, ctrmodel.Running)
 }
 
+// It is not there to start, which is another thing than that it is not there.
+func TestOldOneThatDoesNotComeBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	old := r.running("seat")
+	_, err := r.Succeed(t.Context(), old, "update", next())
+	r.must(err)
+	r.must(r.Switch(t.Context(), "next"))
+	r.fake.mu.Lock()
+	r.fake.launch = func(*ctrmodel.Container) error { return ctrmodel.Errorf(ctrmodel.NotFound, "no such image") }
+	r.fake.mu.Unlock()
+	r.wantKind(r.Abandon(t.Context(), "next"), ctrmodel.NotFound)
+	r.must(r.Abandon(t.Context(), "next"))
+	r.wantKind(r.Ensure(t.Context(), old), ctrmodel.NotFound)
+	r.inCharge(old)
+}
+
 func TestNewOneThatDoesNotStart(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
