@@ -480,15 +480,21 @@ func (m *matrix) play(op operation, at instant, kill func(*matrix) (again func()
 	op.check(m, err, rec)
 	m.checkBystanders()
 	op.end(m)
-	m.endStrayShims()
+	m.tidyContainerd()
 	m.place.Await(m.t, m.before, 15*time.Second)
 	return steps, took
 }
 
-// endStrayShims ends shims that containerd has forgotten: it gives up on the end of a shim when its client, the agent, is
-// killed while it waits for that. The agent does not look for them.
-func (m *matrix) endStrayShims() {
+// tidyContainerd clears away what containerd is known to forget, and what nobody else looks for. When its client, the agent, is
+// killed while it waits for the end of a shim, it gives up on that. When it is killed itself while it removes the directory
+// of a task, which is called .ID by then, it cannot remove that of the next task of the container.
+func (m *matrix) tidyContainerd() {
 	m.t.Helper()
+	halves, _ := filepath.Glob(m.Containerd.Dir + "/state/io.containerd.runtime.v2.task/*/.*")
+	for _, dir := range halves {
+		m.t.Logf("containerd has forgotten %s", filepath.Base(dir))
+		m.must(os.RemoveAll(dir))
+	}
 	stray := func() (list []ctrd.Shim) {
 		for _, s := range m.Containerd.Shims() {
 			if !slices.ContainsFunc(m.before, func(line string) bool { return line == "shim of "+s.ID }) {
