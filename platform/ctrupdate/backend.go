@@ -76,6 +76,7 @@ type Config struct {
 	Health    time.Duration // that a new container has to run without being restarted
 	Downloads int           // images to get at the same time
 	Patience  time.Duration // how long containerd is waited for; 0: a minute
+	Pause     time.Duration // before a start that has failed is tried once more; 0: a second
 	Often     time.Duration // between two words of progress; 0: a second
 	Log       *slog.Logger
 }

@@ -40,7 +40,7 @@ func newUpdate(t *testing.T, f *fake, ds updateproto.DesiredState) *activity {
 		log = slog.Default()
 	}
 	return &activity{t: t, f: f, ds: ds, b: &Backend{Config{
-		Engine: f, Domain: "containers", Version: "1", Health: time.Millisecond, Downloads: 1, Patience: 100 * time.Millisecond, Log: log,
+		Engine: f, Domain: "containers", Version: "1", Health: time.Millisecond, Downloads: 1, Patience: 100 * time.Millisecond, Pause: time.Millisecond, Log: log,
 	}}}
 }
 

@@ -42,12 +42,19 @@ func (w *work) prove(ctx context.Context, a *action, p proof, restarts int64, st
 	if restarts == fromNow {
 		restarts = c.RestartCount
 	}
-	err = w.persist(ctx, func() error {
-		for len(events) > 0 { // of an attempt that containerd has not lived to see the end of
+	begin := func() error {
+		for len(events) > 0 { // of an attempt that has failed
 			<-events
 		}
 		return start()
-	})
+	}
+	if err = w.persist(ctx, begin); err != nil { // perhaps because of what one that was cut off has left
+		select {
+		case <-ctx.Done():
+		case <-time.After(cmp.Or(w.Pause, time.Second)):
+			err = w.persist(ctx, begin)
+		}
+	}
 	if err != nil {
 		return "", err
 	}
