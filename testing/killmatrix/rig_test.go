@@ -103,8 +103,15 @@ var rigs atomic.Int32
 // newRig starts containerd, and prepares an agent that is not yet started, in a network of its own.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	d := ctrd.Start(t)
 	r := &rig{t: t, namespace: fmt.Sprintf("killmatrix-%d-%d", os.Getpid(), rigs.Add(1)), down: true}
+	t.Cleanup(func() { // when all else has been cleaned up: control groups, those of version 1 for each controller
+		one, _ := filepath.Glob("/sys/fs/cgroup/" + r.namespace)
+		each, _ := filepath.Glob("/sys/fs/cgroup/*/" + r.namespace)
+		for _, group := range append(one, each...) {
+			os.Remove(group)
+		}
+	})
+	d := ctrd.Start(t)
 	r.unshare()
 	r.program = filepath.Join(t.TempDir(), "sdvbox")
 	r.install(os.Getenv(program))
