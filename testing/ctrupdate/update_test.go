@@ -167,10 +167,10 @@ func TestUpdates(t *testing.T) {
 			}
 		}
 		end(r.update("limit", hvac("2", "memory=64M"), append(slices.Clone(all), "ROLLBACK"), nil), "INCOMPLETE", "")
-		_, nodes := r.state()
-		for _, n := range nodes {
-			if slices.ContainsFunc(n.Parameters, func(p pair) bool { return p.Key == "memory" }) {
-				t.Errorf("the limit of %s is still there", n.ID)
+		list, _ := r.List(t.Context())
+		for _, c := range list {
+			if c.HostConfig.Resources.Memory != "" {
+				t.Errorf("the limit of %s is still there", c.Name)
 			}
 		}
 	})
@@ -209,6 +209,69 @@ func TestUpdates(t *testing.T) {
 			r.Launch()
 		})
 	}
+
+	t.Run("BaselinesOneByOne", func(t *testing.T) {
+		ds := desire(r.component("hvac", "1"), r.component("radio", "1", "cmd=false", "restartPolicy=no"), r.component("seats", "2"))
+		ds["baselines"] = []any{map[string]any{"title": "comfort", "components": []string{"containers:hvac", "containers:seats"}}}
+		r.Publish("containersupdate/desiredstate", "baselines", ds)
+		r.answer("baselines", 0, "IDENTIFIED")
+		for _, title := range []string{"comfort", "containers:radio"} {
+			for _, c := range append(slices.Clone(all), "CLEANUP") {
+				r.Publish("containersupdate/desiredstate/command", "baselines", map[string]string{"command": c, "baseline": title})
+			}
+		}
+		end(r.answer("baselines", 0, "COMPLETED", "INCOMPLETE"), "INCOMPLETE", "radio: the container has ended with exit code 1")
+		for _, f := range r.said("baselines") {
+			if f.Status == "ACTIVATION_SUCCESS" && f.Baseline != "comfort" || f.Status == "ACTIVATION_FAILURE" && f.Baseline != "containers:radio" {
+				t.Errorf("%s of %q", f.Status, f.Baseline)
+			}
+		}
+		r.runs("hvac=1 radio=1 seats=2")
+	})
+
+	t.Run("WrongMessages", func(t *testing.T) {
+		n := len(r.Messages())
+		for _, text := range []string{"", "hello", "[]", `{"activityId":`, "null"} {
+			r.PublishRaw("containersupdate/desiredstate", []byte(text))
+			r.PublishRaw("containersupdate/desiredstate/command", []byte(text))
+		}
+		domain := func(id string) map[string]any { return map[string]any{"id": id, "components": []any{}} }
+		for id, tc := range map[string]struct {
+			payload any
+			want    string
+		}{
+			"none":      {map[string]any{"domains": []any{}}, "0 entries"},
+			"two":       {map[string]any{"domains": []any{domain("containers"), domain("self-update")}}, "2 entries"},
+			"other":     {map[string]any{"domains": []any{domain("self-update")}}, `"self-update", expected "containers"`},
+			"nothing":   {nil, "missing"},
+			"component": {desire(map[string]any{"id": "a b", "version": "1"}), `component "a b"`},
+		} {
+			r.Publish("containersupdate/desiredstate", id, tc.payload)
+			if f := r.answer(id, 0, "IDENTIFICATION_FAILED"); !strings.Contains(f.Message, tc.want) || statuses(r.said(id)) != "[IDENTIFICATION_FAILED]" {
+				t.Errorf("%s: said %s %q, want %q", id, statuses(r.said(id)), f.Message, tc.want)
+			}
+		}
+		for _, m := range r.Messages()[n:] {
+			if _, ok := m.Feedback(); ok && m.ID == "" {
+				t.Errorf("said %s", m.Raw)
+			}
+		}
+		r.PublishRaw("containersupdate/desiredstate", mustJSON(t, map[string]any{"payload": desire(r.component("hvac", "1"))}))
+		r.answer("", 0, "IDENTIFIED")
+		r.PublishRaw("containersupdate/desiredstate/command", []byte(`{"payload":{"command":"ROLLBACK"}}`))
+		r.PublishRaw("containersupdate/desiredstate/command", []byte(`{"payload":{"command":"CLEANUP"}}`))
+		r.answer("", 0, "INCOMPLETE")
+	})
+
+	t.Run("AnotherDesiredStateTakesThePlaceOfOneThatIsNotInUse", func(t *testing.T) {
+		r.Publish("containersupdate/desiredstate", "given up", desire(r.component("hvac", "2"), r.component("radio", "1")))
+		r.answer("given up", 0, "IDENTIFIED")
+		r.order("given up", "DOWNLOAD")
+		r.answer("given up", 0, "DOWNLOAD_SUCCESS")
+		end(r.update("taken", desire(r.component("hvac", "2"), r.component("radio", "1")), all, nil), "COMPLETED", "")
+		end(r.answer("given up", 0, "INCOMPLETE"), "INCOMPLETE", `given up for activity "taken"`)
+		r.runs("hvac=2 radio=1")
+	})
 
 	t.Run("ScopeAndSystemContainers", func(t *testing.T) {
 		ds := desire(r.component("seats", "1"))
