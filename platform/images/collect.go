@@ -5,6 +5,7 @@ package images
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -79,19 +80,9 @@ func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes fun
 	if err != nil {
 		return nil, model(err, "list of images")
 	}
-	snapshots, err := s.Client.Snapshots.List(ctx)
-	if err != nil {
-		return nil, model(err, "list of snapshots")
-	}
-	parents := map[string]bool{}
-	for _, sn := range snapshots {
-		if sn.Kind != containerd.Committed {
-			parents[sn.Parent] = true
-		}
-	}
 	slices.SortFunc(all, func(a, b *containerd.Image) int { return wantedAt(a).Compare(wantedAt(b)) })
 	for _, stored := range all {
-		if used[stored.Name] || stored.Target != nil && used[stored.Target.Digest] {
+		if uses(used, stored) {
 			if err := s.want(ctx, stored, nil); err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
 				return removed, err
 			}
@@ -100,26 +91,61 @@ func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes fun
 		if !goes(stored) {
 			continue
 		}
-		img, _, err := s.read(ctx, stored)
-		if err != nil && ctrmodel.KindOf(err) == ctrmodel.Unavailable {
+		gone, err := s.removeIfUnused(ctx, stored.Name, goes)
+		if err != nil {
 			return removed, err
 		}
-		if parents[img.ChainID] && img.ChainID != "" {
-			continue
+		if gone {
+			s.Log.Info("removed an image that nothing uses", "image", stored.Name)
+			removed = append(removed, stored.Name)
 		}
-		unlock, _ := s.locks.try("image " + stored.Name)
-		if unlock == nil { // somebody is about to use it
-			continue
-		}
-		err = s.Client.Images.Delete(ctx, stored.Name, true)
-		unlock()
-		if err != nil && grpc.CodeOf(err) != grpc.NotFound {
-			return removed, model(err, "image %s", stored.Name)
-		}
-		s.Log.Info("removed an image that nothing uses", "image", stored.Name)
-		removed = append(removed, stored.Name)
 	}
 	return removed, nil
+}
+
+func uses(used map[string]bool, img *containerd.Image) bool {
+	return used[img.Name] || img.Target != nil && used[img.Target.Digest]
+}
+
+// removeIfUnused removes an image, unless it is in use or has been wanted since somebody looked, or nobody can tell.
+func (s *Store) removeIfUnused(ctx context.Context, name string, goes func(*containerd.Image) bool) (gone bool, err error) {
+	unlock, _ := s.locks.try("image " + name)
+	if unlock == nil { // somebody is about to use it
+		return false, nil
+	}
+	defer unlock()
+	stored, err := s.Client.Images.Get(ctx, name)
+	if grpc.CodeOf(err) == grpc.NotFound {
+		return false, nil
+	} else if err != nil {
+		return false, model(err, "image %s", name)
+	}
+	if s.Used != nil && uses(s.Used(), stored) || !goes(stored) {
+		return false, nil
+	}
+	img, _, err := s.read(ctx, stored)
+	switch kind := ctrmodel.KindOf(err); {
+	case err == nil:
+	case kind == ctrmodel.Unavailable:
+		return false, err
+	case kind != ctrmodel.NotFound && kind != ctrmodel.FailedPrecondition: // else it is half an image, or none for this machine
+		s.Log.Warn("an image stays because it cannot be read", "image", name, "error", err)
+		return false, nil
+	}
+	if img.ChainID != "" {
+		children, err := s.Client.Snapshots.List(ctx, fmt.Sprintf("parent==%q", img.ChainID))
+		if err != nil {
+			return false, model(err, "list of snapshots")
+		}
+		if slices.ContainsFunc(children, func(sn *containerd.Snapshot) bool { return sn.Kind != containerd.Committed }) {
+			return false, nil
+		}
+	}
+	err = s.Client.Images.Delete(ctx, name, true)
+	if err != nil && grpc.CodeOf(err) != grpc.NotFound {
+		return false, model(err, "image %s", name)
+	}
+	return true, nil
 }
 
 // endLeases ends the leases of pulls that nobody has gone on with, or that were killed when all was done but for that.

@@ -3,7 +3,13 @@
 package images
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"sdvbox/platform/containerd"
 )
@@ -27,4 +33,44 @@ func TestLeaseOfAPullThatWasKilledAtTheVeryEnd(t *testing.T) {
 	if len(leases) != 1 || leases[0].Labels[leaseLabel] != begun {
 		t.Errorf("leases %+v, expected one of %s", leases, begun)
 	}
+}
+
+func TestAnImageThatSomebodyHasJustWantedStays(t *testing.T) {
+	t.Parallel()
+	r := startRegistry(t, false)
+	s, d := start(t)
+	ctx := t.Context()
+	name := r.push(t, newImage(1), "app:1")
+	img := must(s.Pull(ctx, name, nil))(t)
+	begin := time.Now()
+	later := func(d time.Duration) { s.now = func() time.Time { return begin.Add(d) } }
+	var once sync.Once
+	collect := func(want ...string) {
+		t.Helper()
+		if removed := must(s.Collect(ctx, nil))(t); !slices.Equal(removed, want) {
+			t.Errorf("removed %q, want %q", removed, want)
+		}
+	}
+
+	later(11 * time.Minute)
+	s.available = func() (int64, error) { // the images have been listed
+		once.Do(func() { must(s.Pull(ctx, name, nil))(t) })
+		return -1, nil
+	}
+	collect()
+
+	later(22 * time.Minute)
+	used := map[string]bool{img.Digest: true}
+	s.Used = func() map[string]bool { return used } // since the call
+	collect()
+	used = nil
+
+	// What cannot be read may be anything.
+	manifest := filepath.Join(d.Dir, "root/io.containerd.content.v1.content/blobs/sha256", strings.TrimPrefix(img.Digest, "sha256:"))
+	ok(t, os.Rename(manifest, manifest+".old"))
+	ok(t, os.Mkdir(manifest, 0o700))
+	collect()
+	ok(t, os.Remove(manifest))
+	ok(t, os.Rename(manifest+".old", manifest))
+	collect(name)
 }
