@@ -454,13 +454,13 @@ func (r *rig) start() {
 		cancel()
 		select {
 		case <-done:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			panic("the engine does not end")
 		}
 	}
 	r.t.Cleanup(r.stop)
 	off := r.fake != nil && r.fake.off
-	for end := time.Now().Add(10 * time.Second); !off && e.Ready() != nil; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !off && e.Ready() != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			r.t.Fatal(e.Ready())
 		}
@@ -519,7 +519,7 @@ func (r *rig) get(id string) *ctrmodel.Container {
 // await waits for a container to be as told.
 func (r *rig) await(id, what string, is func(*ctrmodel.Container) bool) *ctrmodel.Container {
 	r.t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		c := r.get(id)
 		if is(c) {
 			return c
