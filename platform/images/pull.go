@@ -158,7 +158,7 @@ func (s *Store) verify(ctx context.Context, repo *repository, root v1.Descriptor
 
 // present takes an image as it is here, if it is verified and complete. Else the error is NotFound.
 func (j *job) present(ctx context.Context, stored *containerd.Image) (Image, error) {
-	if j.store.Verify != nil && stored.Labels[verified] != stored.Target.Digest {
+	if j.store.Verify != nil && (stored.Target == nil || stored.Labels[verified] != stored.Target.Digest) {
 		return Image{}, ctrmodel.Errorf(ctrmodel.NotFound, "image %s is here, but no signature of it has been seen", stored.Name)
 	}
 	img, p, err := j.store.read(ctx, stored)
@@ -244,10 +244,11 @@ func (j *job) leased(ctx context.Context, do func(context.Context) error) (err e
 		return model(err, "lease")
 	}
 	defer func() {
-		switch {
-		case err == nil:
-		case ctrmodel.KindOf(err) == ctrmodel.Unavailable, ctrmodel.KindOf(err) == ctrmodel.Cancelled, ctrmodel.KindOf(err) == ctrmodel.DeadlineExceeded:
-			return
+		if err != nil {
+			switch ctrmodel.KindOf(err) {
+			case ctrmodel.Unavailable, ctrmodel.Cancelled, ctrmodel.DeadlineExceeded, ctrmodel.Internal: // not the image's fault
+				return
+			}
 		}
 		ctx, cancel := cleanup(ctx)
 		defer cancel()

@@ -213,6 +213,7 @@ func (r *repository) get(ctx context.Context, path, accept string, offset int64)
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
 	resp, err := r.client.Do(req)
+	watch.Stop()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -225,24 +226,23 @@ func (r *repository) get(ctx context.Context, path, accept string, offset int64)
 		end()
 		return nil, r.error(&errcode.ErrorResponse{Method: http.MethodGet, URL: req.URL, StatusCode: resp.StatusCode})
 	}
-	resp.Body = &watched{resp.Body, ctx, func() { watch.Reset(r.stall) }, end, r}
+	resp.Body = &watched{resp.Body, ctx, watch, end, r}
 	return resp, nil
 }
 
-// watched is the body of an answer.
+// watched is the body of an answer. The time that passes between reads is not the registry's.
 type watched struct {
 	io.ReadCloser
 	ctx   context.Context
-	alive func()
+	watch *time.Timer
 	end   func()
 	from  *repository
 }
 
 func (w *watched) Read(b []byte) (int, error) {
+	w.watch.Reset(w.from.stall)
 	n, err := w.ReadCloser.Read(b)
-	if n > 0 {
-		w.alive()
-	}
+	w.watch.Stop()
 	if err != nil && err != io.EOF {
 		if cause := context.Cause(w.ctx); cause != nil {
 			err = cause

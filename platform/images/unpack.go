@@ -5,6 +5,8 @@ package images
 import (
 	"context"
 	"crypto/rand"
+	"strings"
+	"syscall"
 
 	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
@@ -66,7 +68,7 @@ func (j *job) layer(ctx context.Context, p *parts, i int, parent string) (err er
 		}
 	}()
 	applied, err := s.Client.Apply(ctx, &containerd.Descriptor{MediaType: l.MediaType, Digest: l.Digest.String(), Size: l.Size}, mounts)
-	if err != nil && KindOf(err) == ctrmodel.Internal { // it is what the image says, but no archive
+	if err != nil && KindOf(err) == ctrmodel.Internal && corrupt(err) {
 		return unusable("cannot unpack layer %s: %w", l.Digest, err)
 	} else if err != nil {
 		return model(err, "cannot unpack layer %s", l.Digest)
@@ -85,4 +87,16 @@ func (j *job) layer(ctx context.Context, p *parts, i int, parent string) (err er
 	}
 	err = s.Client.Content.SetLabels(ctx, l.Digest.String(), map[string]string{uncompressed: applied.Digest})
 	return model(err, "layer %s", l.Digest)
+}
+
+// corrupt tells whether an error of containerd, which has no code for that, is about what is in a layer rather than about where
+// it is unpacked.
+func corrupt(err error) bool {
+	text := err.Error()
+	for _, sign := range []string{"archive/tar: ", "gzip: ", "flate: ", "unpigz: ", "zstd", "magic number mismatch", "unexpected EOF", "unhandled tar header"} {
+		if strings.Contains(text, sign) {
+			return true
+		}
+	}
+	return strings.Contains(text, ": link ") && strings.HasSuffix(text, syscall.ENOENT.Error()) // a second name of what is not there
 }
