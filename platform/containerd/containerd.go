@@ -116,6 +116,14 @@ func wrap(err error) error {
 	return fmt.Errorf("containerd: %w", err)
 }
 
+// wrapEnd is wrap for a stream that is not to end.
+func wrapEnd(err error) error {
+	if err == io.EOF {
+		err = grpc.Errorf(grpc.Unavailable, "the stream has ended")
+	}
+	return wrap(err)
+}
+
 type empty = protobuf.Empty
 
 // byName and byID are requests about one thing.

@@ -208,10 +208,8 @@ func (w *Writer) send(action int32, data []byte, labels map[string]string) error
 	if err := w.stream.Send(&req); err != nil && err != io.EOF { // at EOF, Recv says why
 		return wrap(err)
 	}
-	if err := w.stream.Recv(&resp); err == io.EOF {
-		return wrap(io.ErrUnexpectedEOF)
-	} else if err != nil {
-		return wrap(err)
+	if err := w.stream.Recv(&resp); err != nil {
+		return wrapEnd(err)
 	}
 	w.offset = resp.Offset
 	return nil

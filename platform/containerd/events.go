@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -155,7 +154,7 @@ func (c *Client) Subscribe(ctx context.Context, filters ...string) (*Subscriptio
 					return s, nil
 				}
 				s.Close()
-				return nil, wrap(err)
+				return nil, wrapEnd(err)
 			case <-time.After(wait):
 				continue
 			}
@@ -180,10 +179,8 @@ func (s *Subscription) Next() (Event, error) {
 		e := s.first
 		if s.first = nil; e == nil {
 			e = &envelope{}
-			if err := s.stream.Recv(e); err == io.EOF {
-				return Event{}, wrap(grpc.Errorf(grpc.Unavailable, "the stream of events has ended"))
-			} else if err != nil {
-				return Event{}, wrap(err)
+			if err := s.stream.Recv(e); err != nil {
+				return Event{}, wrapEnd(err)
 			}
 		}
 		if e.Topic == s.marker {

@@ -135,11 +135,12 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 	var list []Image
 	for _, stored := range all {
 		img, _, err := s.read(ctx, stored)
-		if ctrmodel.KindOf(err) == ctrmodel.Unavailable && err != nil {
-			return nil, err
-		} else if err != nil { // of another platform, or half of it
-			img = Image{Ref: stored.Name, Digest: stored.Target.Digest, Created: stored.Created.Time()}
-		}
+		if err != nil {
+			switch ctrmodel.KindOf(err) {
+			case ctrmodel.Unavailable, ctrmodel.Cancelled, ctrmodel.DeadlineExceeded:
+				return nil, err
+			}
+		} // else it is of another platform, or half of it
 		list = append(list, img)
 	}
 	return list, nil
@@ -369,6 +370,12 @@ func KindOf(err error) ctrmodel.Kind {
 		return ctrmodel.Cancelled
 	case grpc.DeadlineExceeded:
 		return ctrmodel.DeadlineExceeded
+	case grpc.AlreadyExists:
+		return ctrmodel.AlreadyExists
+	case grpc.PermissionDenied:
+		return ctrmodel.PermissionDenied
+	case grpc.Unauthenticated:
+		return ctrmodel.Unauthenticated
 	case grpc.FailedPrecondition:
 		return ctrmodel.FailedPrecondition
 	case grpc.InvalidArgument:
@@ -381,8 +388,8 @@ func KindOf(err error) ctrmodel.Kind {
 
 // noSpace tells whether an error, perhaps of containerd, is that of a full disk.
 func noSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), syscall.ENOSPC.Error()) ||
-		strings.Contains(err.Error(), syscall.EDQUOT.Error())
+	return err != nil && (errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), syscall.ENOSPC.Error()) ||
+		strings.Contains(err.Error(), syscall.EDQUOT.Error()))
 }
 
 func descriptor(d *containerd.Descriptor) v1.Descriptor {
