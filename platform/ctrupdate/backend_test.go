@@ -182,6 +182,7 @@ var scenarios = []struct {
 	{"SuccessAfterReboot", whole("hvac:2", "navi:1"), all + " REBOOT", "COMPLETED", ""},
 	{"NewVersionEndsAtOnce", whole("hvac:bad", "navi:1"), all, "INCOMPLETE", "hvac: the container has ended with exit code 1"},
 	{"NewVersionOfAServiceEndsWithoutAnError", whole("hvac:once", "navi:1"), all, "INCOMPLETE", "hvac: the container has ended with exit code 0"},
+	{"DiesBeforeTheLastIsThere", whole("hvac:frail", "navi:1"), all, "INCOMPLETE", "hvac: the container has ended with exit code 1"},
 	{"LastOneDoesNotStart", whole("hvac:2", "navi:stuck"), all, "INCOMPLETE", "navi: cannot start"},
 	{"HealthCommandFails", whole("hvac:sick", "navi:1", "healthCmd=check", "healthRetries=1", "healthInterval=1ms"), all, "INCOMPLETE", "no answer from port 80"},
 	{"ImageIsMissing", whole("hvac:2", "navi:missing"), all, "INCOMPLETE", "navi: image navi:missing: not found"},
@@ -235,7 +236,7 @@ func (u *activity) judge(before, terminal string) {
 func TestCutAtEveryStep(t *testing.T) {
 	for _, reboot := range []bool{false, true} {
 		for _, s := range scenarios {
-			if reboot && s.name == "DiesAtTheReboot" {
+			if s.name == "DiesBeforeTheLastIsThere" || reboot && s.name == "DiesAtTheReboot" { // of what a restart changes
 				continue
 			}
 			t.Run(fmt.Sprint(s.name, "/reboot=", reboot), func(t *testing.T) {
@@ -246,8 +247,8 @@ func TestCutAtEveryStep(t *testing.T) {
 					u := newUpdate(t, f, s.ds)
 					f.cut, u.reboot = cut, reboot
 					end := u.run(s.commands)
-					if end.Status != s.terminal {
-						t.Errorf("cut at %d: ends with %s %q, want %s", cut, end.Status, end.Message, s.terminal)
+					if end.Status != s.terminal || !reboot && !strings.Contains(end.Message, s.reason) {
+						t.Errorf("cut at %d: ends with %s %q, want %s %q", cut, end.Status, end.Message, s.terminal, s.reason)
 					}
 					u.judge(before, s.terminal)
 					if t.Failed() {
@@ -479,6 +480,44 @@ func TestPausesOfContainerdDoNotFailAnUpdate(t *testing.T) {
 	f.down = 1
 	if end := u.command(all); end.Status != "COMPLETED" {
 		t.Errorf("ends with %+v", end)
+	}
+}
+
+func TestStartDuringWhichContainerdIsLostIsRepeated(t *testing.T) {
+	f := car()
+	u := newUpdate(t, f, desire(component("hvac", "image=hvac:lost")))
+	u.b.Patience = 10 * time.Second
+	if end := u.run(all); end.Status != "COMPLETED" || !f.lost {
+		t.Errorf("ends with %+v", end)
+	}
+}
+
+func TestContainersMayExchangeTheirPorts(t *testing.T) {
+	for image, want := range map[string]string{"b:2": "COMPLETED", "b:bad": "INCOMPLETE"} {
+		f := newFake()
+		for i, name := range []string{"a", "b"} {
+			f.add(&ctrmodel.Container{Name: name, Image: ctrmodel.Image{Name: name + ":1"}, HostConfig: ctrmodel.HostConfig{Ports: []ctrmodel.Port{{HostPort: uint16(i + 1), Container: 1}}}}, true)
+		}
+		before := f.world()
+		u := newUpdate(t, f, desire(component("a", "image=a:2", "port=2:1"), component("b", "image="+image, "port=1:1")))
+		if end := u.run(all); end.Status != want {
+			t.Errorf("ends with %+v, want %s", end, want)
+		}
+		if got := f.world(); (got == before) != (want == "INCOMPLETE") || strings.Contains(got, "LEFT") || strings.Count(got, "Running") != 2 {
+			t.Errorf("left behind:\n%s", got)
+		}
+	}
+}
+
+func TestContainerThatCannotBeRemoved(t *testing.T) {
+	f := car()
+	f.boxes["old"].Image.Name = "old:stubborn"
+	u := newUpdate(t, f, whole("hvac:2", "navi:1"))
+	if end := u.run(all); end.Status != "INCOMPLETE" || !strings.Contains(end.Message, "old: container old does not end") || end.Actions[4].Status != "REMOVAL_FAILURE" {
+		t.Errorf("ends with %+v", end)
+	}
+	if f := u.said[len(u.said)-2]; f.Status != "CLEANUP_FAILURE" {
+		t.Errorf("before that %+v", f)
 	}
 }
 

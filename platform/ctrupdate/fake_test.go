@@ -19,7 +19,8 @@ import (
 
 // fake is an engine that keeps its promises, and can be cut off at any call. What the image of a container is called tells how it
 // behaves: "bad" ends with exit code 1, "once" with 0, "stuck" does not start, "sick" has a health command that fails, "missing" is
-// in no registry, "late" dies when the device is started again.
+// in no registry, "late" dies when the device is started again, "frail" when another one is started after it, containerd loses the
+// connection when it starts "lost" for the first time, and what is "stubborn" cannot be removed.
 type fake struct {
 	mu    sync.Mutex
 	boxes map[string]*box
@@ -34,6 +35,7 @@ type fake struct {
 	pulling, pulledAtOnce int
 	slow                  time.Duration // a pull
 	twice                 string        // name of which there were two processes
+	lost                  bool          // the connection has been
 	down                  int           // calls that containerd does not answer
 }
 
@@ -159,6 +161,10 @@ func (f *fake) settle(b *box) {
 		b.State.SetRunning(1, time.Now())
 		f.publish(ctrmodel.ActionRunning, b)
 		for _, other := range f.boxes {
+			if other != b && kindOf(other) == "frail" && other.State.HasProcess() {
+				other.State.SetExited(1, time.Now(), false, "")
+				f.publish(ctrmodel.ActionExited, other)
+			}
 			if other != b && other.Name == b.Name && other.State.HasProcess() {
 				f.twice = b.Name
 			}
@@ -349,6 +355,12 @@ func (f *fake) with(ctx context.Context, what, id string, change func(*box) erro
 }
 
 func (f *fake) start(b *box) error {
+	if kindOf(b) == "lost" && !f.lost {
+		f.lost = true
+		b.State.SetNotStarted("connection lost")
+		f.publish(ctrmodel.ActionStopped, b)
+		return ctrmodel.Errorf(ctrmodel.Unavailable, "connection lost")
+	}
 	f.settle(b)
 	if b.State.Status == ctrmodel.Stopped {
 		return fmt.Errorf("cannot start: %s", b.State.Error)
@@ -465,6 +477,9 @@ func (f *fake) Update(ctx context.Context, id string, o ctrmodel.UpdateOptions) 
 
 func (f *fake) Remove(ctx context.Context, id string, _ bool, _ ctrmodel.StopOptions) error {
 	return f.with(ctx, "Remove", id, func(b *box) error {
+		if kindOf(b) == "stubborn" {
+			return ctrmodel.Errorf(ctrmodel.DeadlineExceeded, "container %s does not end", b.Name)
+		}
 		f.remove(b)
 		return nil
 	})
