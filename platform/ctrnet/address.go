@@ -33,6 +33,11 @@ func (n *Network) parse() error {
 			return ctrmodel.Errorf(ctrmodel.InvalidArgument, "%sip4 %q: this is the network; expected an address in it", key, n.cfg.IP4)
 		}
 	}
+	if n.cfg.IP4 == "" && (n.cfg.Fixed4 != "" || n.cfg.Gate4 != "") {
+		n.cfg.Log.Warn("addresses in the network of the bridge have no effect without that of the bridge", "missing", key+"ip4",
+			"fcidr4", n.cfg.Fixed4, "gwip4", n.cfg.Gate4)
+		return nil
+	}
 	if n.cfg.Fixed4 != "" {
 		n.fixed, err = netip.ParsePrefix(n.cfg.Fixed4)
 		if err != nil || n.fixed.Bits() < bridge.Bits() || !bridge.Contains(n.fixed.Addr()) {

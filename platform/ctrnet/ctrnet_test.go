@@ -211,17 +211,14 @@ func within(netNS string, f func()) {
 		f()
 		return
 	}
-	done := make(chan bool)
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and the thread ends with this function
+	inThread(func() error {
 		ns, err := netns.GetFromPath(netNS)
 		check(err)
 		defer ns.Close()
 		check(netns.Set(ns))
 		f()
-	}()
-	<-done
+		return nil
+	})
 }
 
 // serve answers in a namespace, with its name and by whom it was asked.
@@ -418,6 +415,54 @@ func TestContainerDoesNotReachTheLoopbackOfTheHost(t *testing.T) {
 	wantAnswer(t, netNS, "tcp", "127.0.0.1:7000", "")
 	nft(t, "flush", "chain", "inet", n.tableName(), "guard")
 	wantAnswer(t, netNS, "tcp", "127.0.0.1:7000", "secret "+n.sandboxes["id-one"].IP4.String()) // it was the guard
+	n.cfg.Rules = false
+	restart(t, n, "id-one")
+	wantAnswer(t, netNS, "tcp", "127.0.0.1:7000", "")
+}
+
+func TestMakingANamespaceLeavesTheFirstThreadWhereItIs(t *testing.T) {
+	needRoot(t)
+	where := func() string {
+		where, err := os.Readlink("/proc/self/ns/net") // that of the first thread
+		check(err)
+		return where
+	}
+	before := where()
+	var all sync.WaitGroup
+	over, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	for range 200 { // each keeps a thread, until all are in use
+		all.Go(func() {
+			runtime.LockOSThread()
+			if unix.Gettid() != unix.Getpid() {
+				defer runtime.UnlockOSThread()
+				<-over.Done()
+				return
+			}
+			defer cancel()
+			runtime.UnlockOSThread() // and it goes on with what is waited for
+			for range 3 {
+				path := filepath.Join(t.TempDir(), "ns")
+				check(makeNetNS(path))
+				check(removeNetNS(path))
+			}
+		})
+	}
+	all.Wait()
+	if over.Err() != context.Canceled {
+		t.Error("nothing has run in the first thread")
+	}
+	if after := where(); after != before {
+		t.Errorf("the process is in %s, was in %s", after, before)
+	}
+}
+
+func TestAddressesWithoutThatOfTheBridgeHaveNoEffect(t *testing.T) {
+	var log bytes.Buffer
+	n, err := New(Config{Bridge: "b", Fixed4: "172.18.0.0/24", Gate4: "x", Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil || n.fixed.IsValid() || n.gateway.IsValid() || !strings.Contains(log.String(), "172.18.0.0/24") {
+		t.Errorf("%v, %v, %v, log %q", n.fixed, n.gateway, err, log.String())
+	}
 }
 
 func TestManyCallersAtOnce(t *testing.T) {
@@ -695,7 +740,6 @@ func TestWrongConfigurationIsExplained(t *testing.T) {
 		{Config{IP4: "fd00::1/64"}, "ip4"},
 		{Config{IP4: "172.17.0.0/16"}, "ip4"},
 		{Config{IP4: "172.17.0.1/16", Fixed4: "172.18.0.0/24"}, "fcidr4"},
-		{Config{Fixed4: "172.18.0.0/24"}, "fcidr4"},
 		{Config{IP4: "172.17.0.1/16", Gate4: "172.18.0.1"}, "gwip4"},
 		{Config{IP4: "172.17.0.1/16", Gate4: "x"}, "gwip4"},
 	} {

@@ -54,8 +54,16 @@ func (n *Network) passOn() error {
 			n.cfg.Log.Warn("forwarding is switched on for containers, and without rules of ours it is so between all networks of the host")
 		}
 	}
-	if err := n.applyRules(); err != nil || !n.cfg.Forward {
-		return err
+	if err := n.applyRules(); err != nil {
+		return errors.Join(err, n.routeLoopback("0"))
+	}
+	if n.cfg.Rules {
+		if err := n.routeLoopback("1"); err != nil {
+			return err
+		}
+	}
+	if !n.cfg.Forward {
+		return nil
 	}
 	if n.cfg.IPv6 {
 		if err := forwardIPv6(); err != nil {
@@ -90,10 +98,17 @@ func forwardIPv6() error {
 	return errors.Join(err, setSysctl(forward6, "1"))
 }
 
+// routeLoopback lets, or does not let, packets pass from the host's own loopback address to a published port. It is the rules that
+// keep containers from the way back.
+func (n *Network) routeLoopback(value string) error {
+	return setSysctl("ipv4/conf/"+n.cfg.Bridge+"/route_localnet", value)
+}
+
 // allowBridge prepares the bridge for what comes from and goes to containers.
-func (n *Network) allowBridge() error {
-	// From the host's own loopback address to a published port.
-	err := setSysctl("ipv4/conf/"+n.cfg.Bridge+"/route_localnet", "1")
+func (n *Network) allowBridge() (err error) {
+	if !n.cfg.Rules {
+		err = n.routeLoopback("0") // an agent before may have had rules
+	}
 	if n.cfg.IPv6 {
 		conf := "ipv6/conf/" + n.cfg.Bridge
 		// The kernel finds no neighbour to pass a packet on to before its own address is sure to be the only one.

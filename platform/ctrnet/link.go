@@ -255,20 +255,32 @@ func makeNetNS(path string) error {
 		return err
 	}
 	f.Close()
-	made := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread must not serve others and ends with this function
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			err = unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	err = inThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		made <- err
-	}()
-	if err := <-made; err != nil {
+		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	})
+	if err != nil {
 		os.Remove(path)
-		return err
 	}
-	return nil
+	return err
+}
+
+// inThread runs f in a thread of its own that ends with it.
+func inThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for ever: the thread must not serve others
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread never ends, and is what others take the whole process for: keep it while f gets another one.
+			defer runtime.UnlockOSThread()
+			done <- inThread(f)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }
 
 func removeNetNS(path string) error {
