@@ -169,10 +169,11 @@ func (n *Network) connect(s *sandbox, ports []ctrmodel.Port) error {
 func (n *Network) Detach(ctx context.Context, id string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := n.remove(id); err != nil {
+	err := n.remove(id)
+	n.refresh()
+	if err != nil {
 		return fmt.Errorf("network of container %s: %w", id, err)
 	}
-	n.refresh()
 	return nil
 }
 

@@ -45,7 +45,8 @@ func rewrite(path, text string) error {
 	return errors.Join(err, f.Truncate(int64(len(text))), f.Close())
 }
 
-// names are the sandboxes behind the bridge by what they are called: a name that several have means none of them.
+// names are the sandboxes behind the bridge by what they are called: a name that several have means none of them. The list is of
+// those that others are told: a container alone must not decide what www.example.com or localhost is for all.
 func (n *Network) names() (list []string, owner map[string]*sandbox) {
 	owner = map[string]*sandbox{}
 	for _, s := range n.sorted() {
@@ -58,15 +59,19 @@ func (n *Network) names() (list []string, owner map[string]*sandbox) {
 				continue
 			}
 			owner[name] = s
-			list = append(list, name)
+			if name == s.fullName() || !strings.Contains(name, ".") && !strings.EqualFold(name, "localhost") {
+				list = append(list, name)
+			}
 		}
 	}
 	return list, owner
 }
 
+func (s *sandbox) fullName() string { return s.HostName + "." + s.DomainName }
+
 // names are what others can call a container.
 func (s *sandbox) names() []string {
-	names := []string{s.HostName + "." + s.DomainName, s.HostName, s.Name}
+	names := []string{s.fullName(), s.HostName, s.Name}
 	slices.Sort(names[1:])
 	return slices.DeleteFunc(slices.Compact(names), func(name string) bool { return name == "" || strings.HasPrefix(name, ".") })
 }

@@ -12,6 +12,9 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
+// settle is how long changes are gathered, which come in swarms.
+const settle = time.Second
+
 // Watch keeps the network right while the host changes, until ctx ends: the addresses that host_ip_DEVICE stands for, the name
 // servers, and what others take away of bridge and rules. It looks at what nobody tells of each time the interval is over.
 func (n *Network) Watch(ctx context.Context, interval time.Duration) error {
@@ -24,7 +27,7 @@ func (n *Network) Watch(ctx context.Context, interval time.Duration) error {
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	var settled <-chan time.Time // they come in swarms
+	var settled <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -34,14 +37,14 @@ func (n *Network) Watch(ctx context.Context, interval time.Duration) error {
 				changes = nil // the ticks are left
 			}
 			if settled == nil {
-				settled = time.After(100 * time.Millisecond)
+				settled = time.After(settle)
 			}
 			continue
 		case update, ok := <-links:
 			if !ok {
 				links = nil
 			} else if name := update.Attrs().Name; settled == nil && (name == n.cfg.Bridge || strings.HasPrefix(name, linkPrefix)) {
-				settled = time.After(100 * time.Millisecond)
+				settled = time.After(settle)
 			}
 			continue
 		case <-settled:
