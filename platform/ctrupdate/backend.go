@@ -226,7 +226,7 @@ func (b *Backend) Identify(ctx context.Context, job *updateagent.Job) []updatepr
 		return failed(err)
 	}
 	job.Divide(titles(w.all))
-	return []updateproto.Feedback{w.feedback(updateproto.StatusIdentified, "")}
+	return []updateproto.Feedback{w.feedback(updateproto.StatusIdentified, "Waiting for the command DOWNLOAD.")}
 }
 
 // newID is a random UUID.

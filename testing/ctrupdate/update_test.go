@@ -273,12 +273,33 @@ func TestUpdates(t *testing.T) {
 		r.runs("hvac=2 radio=1")
 	})
 
+	t.Run("MovedTag", func(t *testing.T) {
+		registry := ctragent.StartRegistry(t)
+		name := registry.Push(t, box(t, "moving:latest"))
+		r.Terminate()
+		r.Config["update_agent"]["refresh_tags"] = true
+		r.Config["containers"]["insecure_registries"] = []string{r.registry.Host, registry.Host}
+		r.Launch()
+		ds := desire(r.component("radio", "1"), map[string]any{"id": "moving", "version": "latest", "config": []pair{{"image", name}}})
+		for _, want := range []string{"moving:latest", "moving:latest", "moved:latest"} {
+			if strings.HasPrefix(want, "moved") {
+				i := box(t, "moved:latest")
+				i.Ref = "example.org/moving:latest"
+				registry.Push(t, i)
+			}
+			end(r.update("refresh", ds, all, nil), "COMPLETED", "")
+			if got := exec("moving", "cat", "/etc/name"); got != want {
+				t.Errorf("%s runs, want %s", got, want)
+			}
+		}
+	})
+
 	t.Run("ScopeAndSystemContainers", func(t *testing.T) {
 		ds := desire(r.component("seats", "1"))
 		domain := ds["domains"].([]any)[0].(map[string]any)
 		domain["config"] = []pair{{"scoped", "true"}}
 		end(r.update("scoped", ds, all, nil), "COMPLETED", "")
-		r.runs("hvac=2 radio=1 seats=1")
+		r.runs("moving=latest radio=1 seats=1")
 		domain["config"] = []pair{{"systemContainers", "radio, nobody"}}
 		end(r.update("system", ds, all, nil), "COMPLETED", "")
 		r.runs("radio=1 seats=1")
