@@ -4,6 +4,7 @@ package containeragent
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"time"
 
@@ -25,7 +26,7 @@ func updateAgent(ctx context.Context, p parts) error {
 	}
 	journal, err := durable.OpenJournal(filepath.Join(p.state, "update-journal"), updateCapacity)
 	if err != nil {
-		return err
+		return fmt.Errorf("update agent: %w", err)
 	}
 	defer journal.Close()
 	// The bus outlives the agent, for which its end would be a failure.
@@ -33,7 +34,7 @@ func updateAgent(ctx context.Context, p parts) error {
 		Subscriptions: updateagent.Subscriptions(u.Domain),
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("update agent: %w", err)
 	}
 	defer bus.Close()
 	backend := &ctrupdate.Backend{Config: ctrupdate.Config{

@@ -118,15 +118,15 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 	side.Go(func() { reload(ctx, hangup, log, store, load) })
 	side.Go(func() { watch(ctx, engine, n) })
 	var alive checks
-	alive.add(func() error {
+	alive.add(ctx, func() error {
 		_, err := engine.List(ctx)
 		return err
 	})
 	for _, serve := range services() {
 		side.Go(func() {
-			if err := serve(ctx, parts{engine, s, state, alive.add, log}); err != nil && ctx.Err() == nil {
-				cancel(err)
-			}
+			keep(ctx, time.Second, log, func(ctx context.Context) error {
+				return serve(ctx, parts{engine, s, state, func(check func() error) { alive.add(ctx, check) }, log})
+			})
 		})
 	}
 	n.Watch(alive.all)
@@ -139,7 +139,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 }
 
 // A service works beside the engine, as far as the settings want it, until ctx ends. It waits for what it needs, such as a
-// broker. Its error ends the agent, for the service manager to start it again; containers do not mind.
+// broker. After an error, as when the disk is too full for its files, it is started again: the engine goes on without it.
 type service func(ctx context.Context, p parts) error
 
 // parts are what a service works with.
@@ -147,30 +147,57 @@ type parts struct {
 	engine   *containers.Engine
 	settings *settings
 	state    string                   // directory for what has to outlive the agent, in files of the service's own
-	watch    func(alive func() error) // has the watchdog ask this, too
+	watch    func(alive func() error) // has the watchdog ask this, too, until the service returns
 	log      *slog.Logger
 }
 
 func services() []service { return []service{things, updateAgent} }
 
+// keep starts a service again whenever it fails, after a pause that grows to a minute.
+func keep(ctx context.Context, pause time.Duration, log *slog.Logger, serve func(context.Context) error) {
+	for ; ; pause = min(2*pause, time.Minute) {
+		attempt, end := context.WithCancel(ctx)
+		err := serve(attempt)
+		end()
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		log.Warn("a service has failed and is started again", "error", err, "after", pause)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
 // checks are what the watchdog asks.
 type checks struct {
 	mu   sync.Mutex
-	list []func() error
+	list []check
 }
 
-func (c *checks) add(alive func() error) {
+// A check is of interest until its ctx ends.
+type check struct {
+	ctx   context.Context
+	alive func() error
+}
+
+func (c *checks) add(ctx context.Context, alive func() error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.list = append(c.list, alive)
+	c.list = append(slices.DeleteFunc(c.list, func(old check) bool { return old.ctx.Err() != nil }), check{ctx, alive})
 }
 
 func (c *checks) all() error {
 	c.mu.Lock()
 	list := slices.Clone(c.list)
 	c.mu.Unlock()
-	for _, alive := range list {
-		if err := alive(); err != nil {
+	for _, check := range list {
+		if check.ctx.Err() != nil {
+			continue
+		}
+		if err := check.alive(); err != nil && check.ctx.Err() == nil {
 			return err
 		}
 	}

@@ -8,7 +8,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -228,5 +230,56 @@ func TestAgentDeploysKeepsAndReloads(t *testing.T) {
 	}
 	if err := r.client.Remove(t.Context(), web.ID, true, ctrmodel.StopOptions{Timeout: 1, Force: true}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestEngineGoesOnWithoutAServiceThatFails(t *testing.T) {
+	r := newRig(t)
+	journal := r.dir + "/state/update-journal" // a directory, so that it cannot be opened
+	if err := os.MkdirAll(journal, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(r.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("config.json", strings.Replace(string(data), `"things"`, `"update_agent": {"enable": true}, "things"`, 1))
+	r.write("containers/web.json", `{"container_name": "web", "image": {"name": "example.org/box:1"}}`)
+	r.start()
+	r.await("the failure is told", func() bool { return strings.Contains(r.log.String(), "update agent: open journal: ") })
+	web := r.running("web")
+	if err := os.Remove(journal); err != nil {
+		t.Fatal(err)
+	}
+	r.await("the service is started again", func() bool {
+		fi, err := os.Stat(journal)
+		return err == nil && fi.Mode().IsRegular()
+	})
+	if err := r.client.Remove(t.Context(), web.ID, true, ctrmodel.StopOptions{Timeout: 1, Force: true}); err != nil {
+		t.Error(err)
+	}
+	if err := r.stop(); err != nil {
+		t.Errorf("the agent ended with %v", err)
+	}
+}
+
+func TestWatchdogForgetsAServiceThatHasFailed(t *testing.T) {
+	var c checks
+	attempts := 0
+	keep(t.Context(), 1, slog.New(slog.DiscardHandler), func(ctx context.Context) error {
+		if err := c.all(); err != nil {
+			t.Error("the one before is asked:", err)
+		}
+		if attempts++; attempts == 3 {
+			return nil
+		}
+		c.add(ctx, func() error { return errors.New("dead") })
+		if c.all() == nil {
+			t.Error("is not asked")
+		}
+		return errors.New("failed")
+	})
+	if attempts != 3 || len(c.list) != 1 {
+		t.Errorf("%d attempts, %d checks", attempts, len(c.list))
 	}
 }
