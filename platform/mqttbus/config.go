@@ -111,6 +111,9 @@ func (c Config) Validate() error {
 
 // address returns what to dial.
 func (c Config) address() (hostport string, secure bool, err error) {
+	if strings.Contains(c.Broker, "@") { // errors show what comes after this
+		return "", false, errors.New("broker: user name and password do not belong into the address")
+	}
 	scheme, rest, found := strings.Cut(c.Broker, "://")
 	if !found {
 		scheme, rest = "tcp", c.Broker
@@ -122,9 +125,6 @@ func (c Config) address() (hostport string, secure bool, err error) {
 		secure, port = true, "8883"
 	default:
 		return "", false, fmt.Errorf("broker %q: unknown scheme, expected tcp or mqtts", c.Broker)
-	}
-	if strings.Contains(rest, "@") {
-		return "", false, errors.New("broker: user name and password do not belong into the address")
 	}
 	rest = strings.TrimSuffix(rest, "/")
 	host := strings.TrimSuffix(strings.TrimPrefix(rest, "["), "]")

@@ -53,6 +53,8 @@ func TestValidateNamesWhatIsWrong(t *testing.T) {
 		{Config{Broker: "tcp://host:65536"}, `port "65536" is not a number`},
 		{Config{Broker: "tcp://host:0"}, `port "0" is not a number`},
 		{Config{Broker: "tcp://me:secret@host"}, "do not belong into the address"},
+		{Config{Broker: "wss://me:secret@host"}, "do not belong into the address"},
+		{Config{Broker: "me:secret@host"}, "do not belong into the address"},
 		{Config{Broker: "host"}, "client id is empty"},
 		{Config{Broker: "host", ClientID: "a\x00"}, "client id"},
 		{Config{Broker: "host", ClientID: "a", Password: "p"}, "without a user name"},
