@@ -4,6 +4,7 @@ package containeragent
 
 import (
 	"cmp"
+	"fmt"
 
 	"sdvbox/platform/applet"
 	"sdvbox/platform/config"
@@ -16,9 +17,12 @@ func checkConfigCommand() applet.Command {
 
 func checkConfig(file string) (*config.File, error) {
 	s := defaults()
-	f, err := config.Read(cmp.Or(file, configFile), &s)
+	f, err := readFile(file, &s)
 	if err != nil {
 		return nil, err
+	}
+	if f.Name == "" {
+		return nil, fmt.Errorf("there is no configuration file %s", cmp.Or(file, configFile))
 	}
 	s.check(f)
 	for _, key := range []string{

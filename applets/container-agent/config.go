@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -70,7 +69,7 @@ type containerSettings struct {
 	ExecRootDir   string                     `json:"exec_root_dir" long:"ccl-exec-root-dir" value-name:"DIR" description:"where the streams of containers are"`
 	HomeDir       string                     `json:"home_dir" long:"ccl-home-dir" value-name:"DIR" description:"where the logs of containers are"`
 	Runtime       string                     `json:"runc_runtime" long:"ccl-runc-runtime" value-name:"NAME" description:"containerd's name of the runtime"`
-	Expiry        config.Duration            `json:"image_expiry" long:"ccl-image-expiry" value-name:"TIME" description:"age at which an image goes that no container uses"`
+	Expiry        duration                   `json:"image_expiry" long:"ccl-image-expiry" value-name:"TIME" description:"age at which an image goes that no container uses"`
 	NoExpiry      bool                       `json:"image_expiry_disable" long:"ccl-image-expiry-disable" description:"keep images whatever their age"`
 	Lease         string                     `json:"lease_id" long:"ccl-lease-id" value-name:"ID" description:"lease that keeps containerd from clearing away what containers need"`
 	Verifier      string                     `json:"image_verifier_type" long:"ccl-image-verifier-type" value-name:"TYPE" description:"none, or notation to run only images with a trusted signature"`
@@ -116,10 +115,10 @@ type deploymentSettings struct {
 	Dir     string `json:"ctr_dir" long:"deployment-ctr-dir" value-name:"DIR" description:"where the files are"`
 
 	// Not known to Eclipse Kanto, but what its kanto-auto-deployer does.
-	Manifests list            `json:"manifest_dirs" long:"deployment-manifest-dirs" value-name:"DIRS" description:"further such directories, with commas"`
-	Archives  list            `json:"image_dirs" long:"deployment-image-dirs" value-name:"DIRS" description:"where archives of images are that are imported, with commas"`
-	Period    config.Duration `json:"period" long:"deployment-period" value-name:"TIME" description:"how often is looked for new files, 0s for only at the start"`
-	Prune     bool            `json:"prune" long:"deployment-prune" description:"remove the container whose file has been removed"`
+	Manifests list     `json:"manifest_dirs" long:"deployment-manifest-dirs" value-name:"DIRS" description:"further such directories, with commas"`
+	Archives  list     `json:"image_dirs" long:"deployment-image-dirs" value-name:"DIRS" description:"where archives of images are that are imported, with commas"`
+	Period    duration `json:"period" long:"deployment-period" value-name:"TIME" description:"how often is looked for new files, 0s for only at the start"`
+	Prune     bool     `json:"prune" long:"deployment-prune" description:"remove the container whose file has been removed"`
 }
 
 type thingsSettings struct {
@@ -135,24 +134,24 @@ type updateSettings struct {
 	Verbose bool   `json:"verbose_inventory_report" long:"ua-verbose-inventory-report" description:"tell more of each container in the current state"`
 
 	// Not known to Eclipse Kanto.
-	Scoped         bool            `json:"scoped" long:"ua-scoped" description:"leave containers alone that a desired state does not name"`
-	HealthTime     config.Duration `json:"health_time" long:"ua-health-time" value-name:"TIME" description:"how long a new container has to run before the old one goes"`
-	Downloads      int             `json:"parallel_downloads" long:"ua-parallel-downloads" value-name:"N" description:"how many images are downloaded at the same time"`
-	CommandTimeout config.Duration `json:"command_timeout" long:"ua-command-timeout" value-name:"TIME" description:"an update that is not activated and has waited for its next command for so long is given up, 0s for never"`
-	RefreshTags    bool            `json:"refresh_tags" long:"ua-refresh-tags" description:"ask registries whether the names of images stand for others now"`
+	Scoped         bool     `json:"scoped" long:"ua-scoped" description:"leave containers alone that a desired state does not name"`
+	HealthTime     duration `json:"health_time" long:"ua-health-time" value-name:"TIME" description:"how long a new container has to run before the old one goes"`
+	Downloads      int      `json:"parallel_downloads" long:"ua-parallel-downloads" value-name:"N" description:"how many images are downloaded at the same time"`
+	CommandTimeout duration `json:"command_timeout" long:"ua-command-timeout" value-name:"TIME" description:"an update that is not activated and has waited for its next command for so long is given up, 0s for never"`
+	RefreshTags    bool     `json:"refresh_tags" long:"ua-refresh-tags" description:"ask registries whether the names of images stand for others now"`
 }
 
 type connectionSettings struct {
-	Broker             string          `json:"broker_url" long:"conn-broker-url" value-name:"URL" description:"MQTT broker"`
-	KeepAlive          config.Duration `json:"keep_alive" long:"conn-keep-alive" value-name:"TIME" description:"time without traffic after which the broker is probed"`
-	DisconnectTimeout  config.Duration `json:"disconnect_timeout" long:"conn-disconnect-timeout" hidden:"true"`
-	Username           string          `json:"client_username" long:"conn-client-username" value-name:"NAME" description:"user name for the broker"`
-	Password           string          `json:"client_password" long:"conn-client-password" value-name:"PASSWORD" default-mask:"-" description:"password for the broker; others can see it here, better name a file"`
-	PasswordFile       string          `json:"client_password_file" long:"conn-client-password-file" value-name:"FILE" description:"file with the password for the broker"`
-	ConnectTimeout     config.Duration `json:"connect_timeout" long:"conn-connect-timeout" value-name:"TIME" description:"how long an attempt to connect may take"`
-	AcknowledgeTimeout config.Duration `json:"acknowledge_timeout" long:"conn-ack-timeout" value-name:"TIME" description:"how long the broker may take to accept a message"`
-	SubscribeTimeout   config.Duration `json:"subscribe_timeout" long:"conn-sub-timeout" value-name:"TIME" description:"how long the broker may take to accept the subscriptions"`
-	UnsubscribeTimeout config.Duration `json:"unsubscribe_timeout" long:"conn-unsub-timeout" hidden:"true"`
+	Broker             string   `json:"broker_url" long:"conn-broker-url" value-name:"URL" description:"MQTT broker"`
+	KeepAlive          duration `json:"keep_alive" long:"conn-keep-alive" value-name:"TIME" description:"time without traffic after which the broker is probed"`
+	DisconnectTimeout  duration `json:"disconnect_timeout" long:"conn-disconnect-timeout" hidden:"true"`
+	Username           string   `json:"client_username" long:"conn-client-username" value-name:"NAME" description:"user name for the broker"`
+	Password           string   `json:"client_password" long:"conn-client-password" value-name:"PASSWORD" default-mask:"-" description:"password for the broker; others can see it here, better name a file"`
+	PasswordFile       string   `json:"client_password_file" long:"conn-client-password-file" value-name:"FILE" description:"file with the password for the broker"`
+	ConnectTimeout     duration `json:"connect_timeout" long:"conn-connect-timeout" value-name:"TIME" description:"how long an attempt to connect may take"`
+	AcknowledgeTimeout duration `json:"acknowledge_timeout" long:"conn-ack-timeout" value-name:"TIME" description:"how long the broker may take to accept a message"`
+	SubscribeTimeout   duration `json:"subscribe_timeout" long:"conn-sub-timeout" value-name:"TIME" description:"how long the broker may take to accept the subscriptions"`
+	UnsubscribeTimeout duration `json:"unsubscribe_timeout" long:"conn-unsub-timeout" hidden:"true"`
 	Transport          struct {
 		RootCA string `json:"root_ca" long:"conn-root-ca" value-name:"FILE" description:"certificates (PEM) that may sign the broker's; default: those the system trusts"`
 		Cert   string `json:"client_cert" long:"conn-client-cert" value-name:"FILE" description:"client certificate (PEM) for the broker"`
@@ -176,7 +175,7 @@ func defaults() settings {
 	s.Manager = managerSettings{HomeDir: originalHome, ExecRootDir: execRoot, StopTimeout: seconds(30 * time.Second)}
 	s.Containers = containerSettings{
 		Namespace: "kanto-cm", Address: "/run/containerd/containerd.sock", Insecure: list{"localhost"}, ExecRootDir: execRoot,
-		HomeDir: originalHome, Runtime: runcRuntime, Expiry: config.Duration(744 * time.Hour), Lease: "kanto-cm.lease", Verifier: verifyNothing,
+		HomeDir: originalHome, Runtime: runcRuntime, Expiry: duration(744 * time.Hour), Lease: "kanto-cm.lease", Verifier: verifyNothing,
 		Reserve: size(64 << 20),
 	}
 	s.Network.Type, s.Network.ExecRootDir = "bridge", execRoot
@@ -185,15 +184,15 @@ func defaults() settings {
 	s.GRPC = grpcSettings{Protocol: "unix", Address: execRoot + "/container-management.sock", Group: "containers"}
 	s.Deployment = deploymentSettings{
 		Enable: true, Mode: "update", Dir: "/etc/container-management/containers", Manifests: list{"/data/var/containers/manifests"},
-		Archives: list{"/data/var/containers/images"}, Period: config.Duration(2 * time.Second),
+		Archives: list{"/data/var/containers/images"}, Period: duration(2 * time.Second),
 	}
 	s.Things = thingsSettings{Enable: true, HomeDir: originalHome, Features: twinFeatures()}
 	s.UpdateAgent = updateSettings{
-		Domain: "containers", HealthTime: config.Duration(2 * time.Second), Downloads: 3, CommandTimeout: config.Duration(24 * time.Hour),
+		Domain: "containers", HealthTime: duration(2 * time.Second), Downloads: 3, CommandTimeout: duration(24 * time.Hour),
 	}
 	s.Connection = connectionSettings{
-		Broker: "tcp://localhost:1883", KeepAlive: config.Duration(20 * time.Second), ConnectTimeout: config.Duration(30 * time.Second),
-		AcknowledgeTimeout: config.Duration(15 * time.Second), SubscribeTimeout: config.Duration(15 * time.Second),
+		Broker: "tcp://localhost:1883", KeepAlive: duration(20 * time.Second), ConnectTimeout: duration(30 * time.Second),
+		AcknowledgeTimeout: duration(15 * time.Second), SubscribeTimeout: duration(15 * time.Second),
 	}
 	return s
 }
@@ -236,15 +235,14 @@ func load(c *applet.Call) (settings, []config.Warning, error) {
 // readFile reads a configuration file. The usual one need not be there, and an empty one is as good as none.
 func readFile(file string, s *settings) (*config.File, error) {
 	path := cmp.Or(file, configFile)
-	if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && fi.Size() == 0 {
-		f := &config.File{Name: path}
-		f.Warn(path, "empty, the defaults apply")
-		return f, nil
-	}
 	f, err := config.Read(path, s)
-	if errors.Is(err, fs.ErrNotExist) {
-		f = new(config.File)
-		if err = nil; file != "" {
+	switch {
+	case errors.Is(err, config.ErrEmpty):
+		f, err = &config.File{Name: path}, nil
+		f.Warn(path, "empty, the defaults apply")
+	case errors.Is(err, fs.ErrNotExist):
+		f, err = new(config.File), nil
+		if file != "" {
 			f.Warn(path, "not there, the defaults apply")
 		}
 	}
@@ -422,6 +420,28 @@ func (p *pairs) UnmarshalFlag(text string) error {
 		}
 		(*p)[key] = value
 	}
+	return nil
+}
+
+// duration is one with a unit: what a plain number is meant to be, nobody knows.
+type duration time.Duration
+
+func (d duration) String() string { return time.Duration(d).String() }
+
+// UnmarshalConfig implements config.Value.
+func (d *duration) UnmarshalConfig(raw []byte) (odd string, err error) {
+	text := string(raw)
+	_ = json.Unmarshal(raw, &text) // else a number, or nothing that is understood
+	return "", d.UnmarshalFlag(text)
+}
+
+// UnmarshalFlag sets d from the command line.
+func (d *duration) UnmarshalFlag(text string) error {
+	v, err := time.ParseDuration(text)
+	if err != nil || v < 0 {
+		return fmt.Errorf("%.40q: expected a duration with its unit, such as \"30s\"", text)
+	}
+	*d = duration(v)
 	return nil
 }
 

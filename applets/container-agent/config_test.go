@@ -75,7 +75,7 @@ func TestFileAndFlagsSetWhatTheyName(t *testing.T) {
 		{`{"manager":{"default_ctrs_stop_timeout":"1m"}}`, "--cm-deflt-ctrs-stop-timeout 90", func(s *settings) { s.Manager.StopTimeout = seconds(90 * time.Second) }},
 		{`{"containers":{"insecure_registries":["a:1"],"image_expiry":"24h","disk_reserve":"1g"}}`, "",
 			func(s *settings) {
-				s.Containers.Insecure, s.Containers.Expiry, s.Containers.Reserve = list{"a:1"}, config.Duration(24*time.Hour), 1<<30
+				s.Containers.Insecure, s.Containers.Expiry, s.Containers.Reserve = list{"a:1"}, duration(24*time.Hour), 1<<30
 			}},
 		{`{"containers":{"insecure_registries":["a:1"]}}`, "--ccl-insecure-registries b,c:2", func(s *settings) { s.Containers.Insecure = list{"b", "c:2"} }},
 		{`{"containers":{"registry_configurations":{"r.example:5000":{"credentials":{"user_id":"bob","password":"secret"},
@@ -100,7 +100,7 @@ func TestFileAndFlagsSetWhatTheyName(t *testing.T) {
 			s.GRPC.Protocol, s.GRPC.Address, s.Log.Level = "tcp", "127.0.0.1:1", "DEBUG"
 		}},
 		{`{"things":{"features":["Metrics"]},"connection":{"broker_url":"mqtts://b:1","keep_alive":"5s","transport":{"root_ca":"/ca"}}}`, "--ua-domain d", func(s *settings) {
-			s.Things.Features, s.Connection.Broker, s.Connection.KeepAlive, s.UpdateAgent.Domain = list{"Metrics"}, "mqtts://b:1", config.Duration(5*time.Second), "d"
+			s.Things.Features, s.Connection.Broker, s.Connection.KeepAlive, s.UpdateAgent.Domain = list{"Metrics"}, "mqtts://b:1", duration(5*time.Second), "d"
 			s.Connection.Transport.RootCA = "/ca"
 		}},
 	} {
@@ -139,6 +139,9 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 			"c.json:1: network.default_bridge.ip4: \"172.17.0.1\": expected an address and bits, as in 172.17.0.1/16; the addresses of the bridge are chosen by the agent\n" +
 				"c.json:1: network.default_bridge.mtu: expected 68 to 65535; the default applies\n" +
 				"c.json:1: network.default_bridge.name: \"much too long a name\": expected 1 to 15 letters, digits, - _ and .; the default applies\n"},
+		{`{"containers":{"image_expiry":744},"connection":{"connect_timeout":"30"}}`,
+			"c.json:1: connection.connect_timeout: \"30\": expected a duration with its unit, such as \"30s\", the default applies\n" +
+				"c.json:1: containers.image_expiry: \"744\": expected a duration with its unit, such as \"30s\", the default applies\n"},
 		{`{"update_agent":{"parallel_downloads":0}}`, "c.json:1: update_agent.parallel_downloads: less than 1; the default applies\n"},
 		{`{"containers":{"disk_reserve":5}}`, "c.json:1: containers.disk_reserve: expected a size such as \"64M\", the default applies\n"},
 	} {
@@ -166,6 +169,9 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 	}
 	if _, warnings, code, _ := configure(t, "", "--cfg-file", "/none"); code != 0 || warnings != "/none: not there, the defaults apply\n" {
 		t.Errorf("no file: exit code %d, %s", code, warnings)
+	}
+	if _, warnings, code, _ := configure(t, " \n"); code != 0 || !strings.HasSuffix(warnings, "c.json: empty, the defaults apply\n") {
+		t.Errorf("an empty file: exit code %d, %s", code, warnings)
 	}
 	for file, part := range map[string]string{`{`: "c.json:1: not JSON", `[]`: "expected an object"} {
 		if _, _, code, output := configure(t, file); code != 1 || !strings.Contains(output, part) {
@@ -222,6 +228,31 @@ func TestWrongTypesAreReportedByKeyAndFlag(t *testing.T) {
 	})
 	if n < 60 {
 		t.Errorf("only %d settings were found", n)
+	}
+}
+
+func TestCheckFindsWhatTheAgentFinds(t *testing.T) {
+	for _, test := range []struct {
+		file string // "" for none
+		code int
+		out  string
+	}{
+		{" \n", 3, "empty, the defaults apply"},
+		{`{"log":{"level":"INFO"}}`, 3, "log.level: unknown key"},
+		{`{`, 1, "not JSON"},
+		{``, 1, "there is no configuration file"},
+	} {
+		path := filepath.Join(t.TempDir(), "c.json")
+		if test.file != "" {
+			if err := os.WriteFile(path, []byte(test.file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var out bytes.Buffer
+		if code := applet.Main([]applet.Command{Command()}, []string{name, "check-config", "--strict", path}, nil, &out, &out); code != test.code ||
+			!strings.Contains(out.String(), test.out) {
+			t.Errorf("%q: exit code %d, %s", test.file, code, &out)
+		}
 	}
 }
 

@@ -17,6 +17,9 @@ import (
 	"time"
 )
 
+// ErrEmpty is the error of a file with nothing but white space in it.
+var ErrEmpty = errors.New("empty")
+
 // maxSize is far more than anybody writes by hand.
 const maxSize = 4 << 20
 
@@ -76,6 +79,9 @@ func Read(name string, into any) (*File, error) {
 // A time.Duration is written as in Go, 1m30s, or as a number of milliseconds, with a warning.
 func Decode(name string, data []byte, into any) (*File, error) {
 	f := &File{Name: name, data: data, lines: make(map[string]int), line: 1}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, fmt.Errorf("configuration %s:1: not JSON: %w", name, ErrEmpty)
+	}
 	var raw json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {
 		if e := (*json.SyntaxError)(nil); errors.As(err, &e) {
