@@ -56,3 +56,19 @@ WantedBy=multi-user.target
 		}
 	}
 }
+
+func TestUnitsAreStartedAgainHoweverOftenTheyFail(t *testing.T) {
+	units, err := filepath.Glob("../*/*.service")
+	if err != nil || len(units) == 0 {
+		t.Fatal(units, err)
+	}
+	for _, unit := range units {
+		text, err := os.ReadFile(unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "\nRestart=always\n") && !strings.Contains(string(text), "\nStartLimitIntervalSec=0\n") {
+			t.Errorf("%s: systemd gives it up", unit)
+		}
+	}
+}
