@@ -4,6 +4,7 @@ package ctrmodel
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -110,8 +111,8 @@ func Seconds(n int64) time.Duration {
 func decode(data []byte, into any) error {
 	err := json.Unmarshal(data, into)
 	var wrong *json.UnmarshalTypeError
-	if errors.As(err, &wrong) && wrong.Field != "" {
-		return invalid("%s: unexpected %s", wrong.Field, wrong.Value)
+	if errors.As(err, &wrong) {
+		return invalid("%s: unexpected %s", cmp.Or(wrong.Field, "not the JSON of a container"), wrong.Value)
 	}
 	if err != nil {
 		return invalid("not the JSON of a container: %w", err)

@@ -69,7 +69,7 @@ func TestDescriptors(t *testing.T) {
 		{"half", `{"container_name": "a"`, nil, "", "unexpected end"},
 		{"empty", ``, nil, "", "unexpected end"},
 		{"null", `null`, nil, "", "expected an object"},
-		{"list", `[]`, nil, "", "array"},
+		{"list", `[]`, nil, "", "container: unexpected array"},
 		{"two", `{} {}`, nil, "", "after top-level value"},
 		{"large", strings.Repeat(" ", 1<<20) + "{}", nil, "", "expected at most 1048576"},
 	} {
