@@ -307,9 +307,10 @@ func (s *ClientStream) CloseSend() error { return s.body.Close() }
 func (s *ClientStream) Recv(m any) error {
 	<-s.started
 	if s.err == nil {
-		if s.err = receive(s.answer, m); s.err != nil {
-			s.Close()
-		}
+		s.err = receive(s.answer, m)
+	}
+	if s.err != nil {
+		s.Close()
 	}
 	return s.err
 }

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"sdvbox/platform/protobuf"
 )
@@ -150,8 +151,19 @@ func readMessage(r io.Reader, m any) error {
 
 var errTruncated = &Error{Internal, "message is cut off"}
 
+// maxStatus is how long a status message may be. Peers give up the connection, with all calls on it, if headers are too long:
+// some at 8 KiB.
+const maxStatus = 2 << 10
+
 // encodeMessage makes a status message fit into a header.
 func encodeMessage(s string) string {
+	if len(s) > maxStatus {
+		n := maxStatus
+		for n > 0 && !utf8.RuneStart(s[n]) {
+			n--
+		}
+		s = s[:n] + "…"
+	}
 	var b strings.Builder
 	for _, c := range []byte(s) {
 		if c < ' ' || c > '~' || c == '%' {

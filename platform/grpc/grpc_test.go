@@ -159,7 +159,7 @@ func TestStatusGoesWithAnyMessage(t *testing.T) {
 	log.SetOutput(&logged)
 	defer log.SetOutput(os.Stderr)
 	ctx := inTime(t)
-	for _, text := range []string{"plain", "", "100% of \u00e4\u00f6\u00fc \u65e5\u672c\nline two\ttab", "%41 is no A", strings.Repeat("long ", 5000)} {
+	for _, text := range []string{"plain", "", "100% of \u00e4\u00f6\u00fc \u65e5\u672c\nline two\ttab", "%41 is no A", strings.Repeat("long ", 400)} {
 		for code := Canceled; code <= Unauthenticated; code++ {
 			err := c.Call(ctx, "/t.T/Fail", &message{Number: int64(code), Text: text}, &message{})
 			var e *Error
@@ -342,7 +342,7 @@ func TestServerUnderstandsWhatClientsAsk(t *testing.T) {
 		{name: "message that is none", body: "\x00\x00\x00\x00\x01\x80", status: "13"},
 		{name: "message too long", body: "\x00\xff\xff\xff\xff", status: "8"},
 		{name: "deadline", head: map[string]string{"Grpc-Timeout": "2H"}, body: string(good), status: "0"},
-		{name: "deadline that is over", head: map[string]string{"Grpc-Timeout": "0n"}, body: string(good), status: "0"},
+		{name: "deadline that is over", head: map[string]string{"Grpc-Timeout": "0n"}, body: string(good), status: "4"},
 		{name: "deadline without unit", head: map[string]string{"Grpc-Timeout": "5"}, body: string(good), status: "13"},
 		{name: "deadline of nine digits", head: map[string]string{"Grpc-Timeout": "100000000n"}, body: string(good), status: "13"},
 		{name: "deadline before now", head: map[string]string{"Grpc-Timeout": "-1S"}, body: string(good), status: "13"},
@@ -504,6 +504,86 @@ func TestDeadlinesAndCancellationGoBothWays(t *testing.T) {
 	st.Close()
 	if err := st.Recv(&message{}); CodeOf(err) != Canceled {
 		t.Errorf("receiving from a closed stream: %v", err)
+	}
+}
+
+func TestHandlersDoNotWaitForClientsWhenTheirTimeIsUp(t *testing.T) {
+	ended := make(chan error, 2)
+	c, s := serve(t, func(s *Server) {
+		s.Stream("/t.T/Down", func(_ context.Context, st *ServerStream) (err error) {
+			for err == nil {
+				err = st.Send(&message{Data: make([]byte, 1<<20)})
+			}
+			ended <- err
+			return err
+		})
+		s.Stream("/t.T/Up", func(_ context.Context, st *ServerStream) error {
+			err := st.Recv(&message{})
+			ended <- err
+			return err
+		})
+		s.Unary("/t.T/Large", func(context.Context, func(any) error) (any, error) { return &message{Data: make([]byte, 15<<20)}, nil })
+	})
+	begin := func(ctx context.Context, method string) *ClientStream {
+		t.Helper()
+		st, err := c.Stream(ctx, method)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { st.Close() })
+		return st
+	}
+	wantEnd := func(want Code) {
+		t.Helper()
+		select {
+		case err := <-ended:
+			if CodeOf(err) != want {
+				t.Errorf("the handler was told %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("a handler waits for a client that stands still")
+		}
+	}
+	// A client that forgets the deadline that it has told.
+	late := WithHeader(t.Context(), "Grpc-Timeout", "100m")
+	begin(late, "/t.T/Down")
+	wantEnd(DeadlineExceeded)
+	if err := begin(late, "/t.T/Up").Recv(&message{}); CodeOf(err) != DeadlineExceeded {
+		t.Errorf("the client was told %v", err)
+	}
+	wantEnd(DeadlineExceeded)
+	large := begin(late, "/t.T/Large")
+	large.Send(&message{})
+	large.CloseSend()
+
+	begin(t.Context(), "/t.T/Down")
+	up := begin(t.Context(), "/t.T/Up")
+	time.Sleep(100 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		t.Errorf("shutdown: %v", err)
+	}
+	wantEnd(Canceled)
+	wantEnd(Canceled)
+	if err := up.Recv(&message{}); CodeOf(err) != Unavailable || !strings.Contains(err.Error(), "shutting down") {
+		t.Errorf("the client was told %v", err)
+	}
+}
+
+func TestALongErrorIsCutOffAndNothingElse(t *testing.T) {
+	c, _ := serve(t, func(s *Server) {
+		s.Unary("/t.T/Echo", echo)
+		s.Unary("/t.T/Long", func(context.Context, func(any) error) (any, error) {
+			return nil, Errorf(Aborted, "a%s", strings.Repeat("ä", 8<<20))
+		})
+	})
+	err := c.Call(t.Context(), "/t.T/Long", &message{}, &message{})
+	if CodeOf(err) != Aborted || len(err.Error()) > maxStatus+10 || !strings.HasPrefix(err.Error(), "aää") || !strings.HasSuffix(err.Error(), "ä…") {
+		t.Errorf("%v: %.20q… of %d bytes", CodeOf(err), err, len(err.Error()))
+	}
+	if err := c.Call(t.Context(), "/t.T/Echo", &message{}, &message{}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -40,6 +40,7 @@ func NewServer() *Server {
 // Unary adds a method with one request and one response. All methods are added before the server serves.
 func (s *Server) Unary(method string, h func(ctx context.Context, decode func(any) error) (any, error)) {
 	s.methods[method] = func(c *call) error {
+		defer c.interrupt()()
 		answer, err := h(c.ctx, func(m any) error {
 			err := c.recv(m)
 			if err == io.EOF {
@@ -61,6 +62,7 @@ func (s *Server) Stream(method string, h func(ctx context.Context, st *ServerStr
 		defer cancel(nil)
 		defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
 		c.ctx = ctx
+		defer c.interrupt()()
 		st := &ServerStream{call: c}
 		defer st.finish()
 		err := h(ctx, st)
@@ -98,16 +100,40 @@ type call struct {
 	body io.Reader
 }
 
-func (c *call) recv(m any) error {
-	err := readMessage(c.body, m)
-	var e *Error
-	switch {
-	case err == nil || err == io.EOF || errors.As(err, &e):
-		return err
-	case c.ctx.Err() != nil:
+// farewell is how long the end of a call may take a client that does not receive.
+const farewell = time.Second
+
+// interrupt ends what waits for the client when the context ends, until it is told that the handler has returned.
+func (c *call) interrupt() (returned func()) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(c.ctx, func() {
+		defer close(done)
+		response := http.NewResponseController(c.w)
+		response.SetReadDeadline(time.Unix(1, 0))
+		response.SetWriteDeadline(time.Now().Add(farewell))
+	})
+	return func() {
+		if !stop() {
+			<-done
+		}
+	}
+}
+
+// lost is the error for one of the connection.
+func (c *call) lost(err error) error {
+	if c.ctx.Err() != nil {
 		return c.ctx.Err()
 	}
 	return Errorf(Canceled, "the client ended the call: %v", err)
+}
+
+func (c *call) recv(m any) error {
+	err := readMessage(c.body, m)
+	var e *Error
+	if err == nil || err == io.EOF || errors.As(err, &e) {
+		return err
+	}
+	return c.lost(err)
 }
 
 func (c *call) send(m any) error {
@@ -116,7 +142,7 @@ func (c *call) send(m any) error {
 		return err
 	}
 	if _, err := c.w.Write(b); err != nil {
-		return Errorf(Canceled, "the client ended the call: %v", err)
+		return c.lost(err)
 	}
 	return nil
 }
@@ -156,7 +182,9 @@ func (s *Server) handle(c *call, r *http.Request) (err error) {
 		}
 		ctx, cancel := context.WithTimeout(c.ctx, d)
 		defer cancel()
-		c.ctx = ctx
+		if c.ctx = ctx; ctx.Err() != nil {
+			return ctx.Err()
+		}
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -211,7 +239,7 @@ func (s *ServerStream) flush() {
 	for range s.unsent {
 		s.mu.Lock()
 		if err := response.Flush(); err != nil && s.err == nil {
-			s.err = Errorf(Canceled, "the client ended the call: %v", err)
+			s.err = s.call.lost(err)
 		}
 		s.mu.Unlock()
 	}
