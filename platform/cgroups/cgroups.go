@@ -72,13 +72,9 @@ func parseGroups(text []byte, id string) (map[string]string, error) {
 		if len(parts) != 3 || !strings.HasPrefix(parts[2], "/") || strings.Contains(parts[2], "/..") {
 			return nil, fmt.Errorf("control group %.100q: expected NUMBER:CONTROLLERS:PATH below this one", line)
 		}
-		group := parts[2]
-		i := strings.Index(group, id)
-		if i < 0 {
+		group := groupOf(parts[2], id)
+		if group == "" {
 			continue // of a process that is not the container's, or a controller that is not used
-		}
-		if end := strings.IndexByte(group[i:], '/'); id != "" && end >= 0 {
-			group = group[:i+end]
 		}
 		for controller := range strings.SplitSeq(parts[1], ",") {
 			groups[controller] = group
@@ -87,24 +83,44 @@ func parseGroups(text []byte, id string) (map[string]string, error) {
 	return groups, nil
 }
 
+// groupOf is the part of a path up to the group of the container, which is called ID, or PREFIX-ID.scope by systemd. It is "" if
+// the path leads elsewhere.
+func groupOf(path, id string) string {
+	for end := range len(path) + 1 {
+		if end < len(path) && path[end] != '/' {
+			continue
+		}
+		name := path[strings.LastIndexByte(path[:end], '/')+1 : end]
+		if name != "" && (name == id || strings.HasSuffix(name, "-"+id+".scope")) {
+			return path[:end]
+		}
+	}
+	return ""
+}
+
 func (r *reader) version1(sys, cpu string, groups map[string]string) (u Usage, err error) {
 	nanoseconds, err := r.number(path.Join(sys, "cpuacct", cpu, "cpuacct.usage"))
 	if err != nil {
 		return u, err
 	}
 	u.CPU = time.Duration(nanoseconds)
-	memory := path.Join(sys, "memory", groups["memory"])
-	block := path.Join(sys, "blkio", groups["blkio"])
+	file := func(controller, name string) string {
+		group, ok := groups[controller]
+		if !ok {
+			return "" // which is not there, rather than that of all the machine
+		}
+		return path.Join(sys, controller, group, controller+"."+name)
+	}
 	err = errors.Join(
-		r.optional(&u.Memory, path.Join(memory, "memory.usage_in_bytes")),
-		r.optional(&u.MemoryMax, path.Join(memory, "memory.limit_in_bytes")),
-		r.optional(&u.PIDs, path.Join(sys, "pids", groups["pids"], "pids.current")),
-		r.lines(path.Join(memory, "memory.stat"), func(f [][]byte) {
+		r.optional(&u.Memory, file("memory", "usage_in_bytes")),
+		r.optional(&u.MemoryMax, file("memory", "limit_in_bytes")),
+		r.optional(&u.PIDs, file("pids", "current")),
+		r.lines(file("memory", "stat"), func(f [][]byte) {
 			if len(f) == 2 && string(f[0]) == "total_inactive_file" {
 				u.InactiveFile = number(f[1])
 			}
 		}),
-		r.lines(path.Join(block, "blkio.throttle.io_service_bytes_recursive"), func(f [][]byte) { // DEVICE OPERATION BYTES
+		r.lines(file("blkio", "throttle.io_service_bytes_recursive"), func(f [][]byte) { // DEVICE OPERATION BYTES
 			switch {
 			case len(f) != 3:
 			case string(f[1]) == "Read":
@@ -161,7 +177,7 @@ func (r *reader) file(name string) ([]byte, error) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
 	defer unix.Close(fd)
-	for n := 0; ; {
+	for n := 0; n < len(r.buf); {
 		m, err := unix.Read(fd, r.buf[n:])
 		switch {
 		case err == unix.EINTR:
@@ -173,6 +189,7 @@ func (r *reader) file(name string) ([]byte, error) {
 			n += m
 		}
 	}
+	return nil, &fs.PathError{Op: "read", Path: name, Err: unix.EFBIG}
 }
 
 // lines calls f with the words of each line of a file, up to 32. A file that is not there has none: not all kernels have all

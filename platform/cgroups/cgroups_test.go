@@ -3,7 +3,10 @@
 package cgroups
 
 import (
+	"crypto/rand"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -107,21 +110,96 @@ func TestWhatIsNotThereIsAnError(t *testing.T) {
 	}
 }
 
-func TestUsageOfThisProcess(t *testing.T) {
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		if text, _ := os.ReadFile("/proc/self/cgroup"); string(text) == "0::/\n" {
-			t.Skip("the first group of version 2 tells nothing")
+func TestOnlyTheGroupOfTheContainerCounts(t *testing.T) {
+	for path, want := range map[string]string{
+		"/kanto-cm/5f0c":                         "/kanto-cm/5f0c",
+		"/kanto-cm/5f0c/init/5f0c":               "/kanto-cm/5f0c",
+		"/system.slice/kanto-cm-5f0c.scope/init": "/system.slice/kanto-cm-5f0c.scope",
+		"/kanto-cm/5f0c-2":                       "",
+		"/kanto-cm/a5f0c":                        "",
+		"/kanto-cm/a-5f0c":                       "",
+		"/system.slice/kanto-cm-5f0c-2.scope":    "",
+		"/system.slice/kanto-cm-a5f0c.scope":     "",
+		"/":                                      "",
+	} {
+		if got := groupOf(path, "5f0c"); got != want {
+			t.Errorf("%s: %q, want %q", path, got, want)
 		}
 	}
-	before, err := Host{}.Usage(int64(os.Getpid()), "")
-	if err != nil {
-		t.Skip(err) // not in its own group
+	// What all the machine uses is nothing of the container's.
+	files := map[string]string{"cpuacct/kanto-cm/5f0c/cpuacct.usage": "7000\n", "memory/memory.usage_in_bytes": "9\n", "pids/pids.current": "9\n",
+		"memory/memory.stat": "total_inactive_file 9\n", "blkio/blkio.throttle.io_service_bytes_recursive": "8:0 Read 9\n"}
+	got, err := host(t, "2:cpu,cpuacct:/kanto-cm/5f0c\n4:memory,pids,blkio:/\n", files).Usage(7, "5f0c")
+	if want := (Usage{CPU: 7 * time.Microsecond}); err != nil || got != want {
+		t.Errorf("%+v, %v", got, err)
 	}
-	for begin := time.Now(); time.Since(begin) < 30*time.Millisecond; {
+}
+
+func TestAFileThatIsTooLongIsAnError(t *testing.T) {
+	files := maps.Clone(files2)
+	files["system.slice/kanto-cm-5f0c.scope/io.stat"] = strings.Repeat("8:0 rbytes=1\n", 2000)
+	if got, err := host(t, groups2, files).Usage(7, "5f0c"); err == nil || !strings.Contains(err.Error(), "io.stat") {
+		t.Errorf("%+v, %v", got, err)
 	}
-	after, err := Host{}.Usage(int64(os.Getpid()), "")
-	if used := after.CPU - before.CPU; err != nil || used < 5*time.Millisecond {
-		t.Errorf("used %v, %v", used, err)
+}
+
+// newGroup makes a group of the kernel's and puts a process that is busy into it.
+func newGroup(t testing.TB) (pid int64, id string) {
+	t.Helper()
+	skip := func(what any) {
+		t.Helper()
+		if os.Getenv("SDVBOX_REQUIRE") == "1" {
+			t.Fatal(what)
+		}
+		t.Skip(what)
+	}
+	roots := []string{"/sys/fs/cgroup"}
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
+		roots = []string{"/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup/memory"}
+	}
+	id = "sdvbox-test-" + strings.ToLower(rand.Text())
+	busy := exec.Command("sh", "-c", "while :; do :; done")
+	if err := busy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	end := func() {
+		busy.Process.Kill()
+		busy.Wait()
+	}
+	t.Cleanup(end)
+	for _, root := range roots {
+		dir := filepath.Join(root, id)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			skip(err)
+		}
+		t.Cleanup(func() {
+			end()
+			for range 100 { // until the kernel has done away with the process
+				if os.Remove(dir) == nil {
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			t.Errorf("%s is left", dir)
+		})
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(busy.Process.Pid)), 0); err != nil {
+			skip(err)
+		}
+	}
+	return int64(busy.Process.Pid), id
+}
+
+func TestUsageOfAProcess(t *testing.T) {
+	pid, id := newGroup(t)
+	var u Usage
+	var err error
+	for begin := time.Now(); u.CPU < 20*time.Millisecond && time.Since(begin) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
+		if u, err = (Host{}).Usage(pid, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u.CPU < 20*time.Millisecond || u.CPU > 10*time.Second {
+		t.Errorf("%+v", u)
 	}
 }
 
@@ -160,14 +238,8 @@ func FuzzFiles(f *testing.F) {
 }
 
 func BenchmarkUsage(b *testing.B) {
-	pid, _ := strconv.ParseInt(os.Getenv("PID"), 10, 64)
-	if pid == 0 {
-		pid = int64(os.Getpid())
-	}
-	if _, err := (Host{}).Usage(pid, ""); err != nil {
-		b.Skip(err)
-	}
+	pid, id := newGroup(b)
 	for b.Loop() {
-		Host{}.Usage(pid, "")
+		Host{}.Usage(pid, id)
 	}
 }
