@@ -12,8 +12,11 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/applet"
 	"sdvbox/platform/config"
@@ -86,13 +89,7 @@ func (e *Editor) command(name, summary, args string, n int, change func(*applet.
 			if len(c.Args) != n {
 				return applet.Exit(exitUsage, fmt.Errorf("expected %d arguments", n))
 			}
-			f, err := e.read()
-			if err == nil {
-				err = change(c, f)
-			}
-			if err == nil {
-				err = e.save(ctx, c, f)
-			}
+			f, err := e.update(ctx, c, func(f *edited) error { return change(c, f) })
 			if err != nil {
 				return err
 			}
@@ -101,23 +98,88 @@ func (e *Editor) command(name, summary, args string, n int, change func(*applet.
 	}
 }
 
+// update reads, changes and writes the file, which nobody else does meanwhile, and lets the agent know.
+func (e *Editor) update(ctx context.Context, c *applet.Call, change func(*edited) error) (*edited, error) {
+	unlock, err := lockDir(filepath.Dir(target(e.File)))
+	if err != nil {
+		return nil, fmt.Errorf("lock configuration: %w", err)
+	}
+	f, err := e.read()
+	if err == nil {
+		err = change(f)
+	}
+	if err == nil {
+		err = e.save(c, f)
+	}
+	unlock()
+	if err == nil {
+		e.tell(ctx, c, f)
+	}
+	return f, err
+}
+
+// lockDir waits until nobody else has the directory.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+// target is the file that symbolic links lead to, which need not be there.
+func target(file string) string {
+	for range 40 {
+		link, err := os.Readlink(file)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(link) {
+			link = filepath.Join(filepath.Dir(file), link)
+		}
+		file = link
+	}
+	return file
+}
+
 func (e *Editor) setValue(name string, hidden bool) applet.Command {
-	c := e.command(name, "set a key", "KEY VALUE", 2, func(c *applet.Call, f *edited) error {
-		value := c.Args[1]
-		switch {
-		case value == "-":
-			var err error
-			if value, err = secret(c, "", "", true); err != nil {
+	return applet.Command{
+		Name: name, Summary: "set keys", Args: "KEY VALUE...", Options: e.options, Hidden: hidden,
+		Description: "Keys that belong together, such as connection.transport.client_cert and client_key, are given together. With - a value is read from standard input.",
+		Run: func(ctx context.Context, c *applet.Call) error {
+			if len(c.Args) == 0 || len(c.Args)%2 != 0 {
+				return applet.Exit(exitUsage, errors.New("expected pairs of KEY and VALUE"))
+			}
+			var edits []assignment
+			for pair := range slices.Chunk(c.Args, 2) {
+				key, value := pair[0], pair[1]
+				switch {
+				case value == "-":
+					var err error
+					if value, err = secret(c, "", "", true); err != nil {
+						return err
+					}
+				case isSecret(key):
+					fmt.Fprintf(c.Stderr, "%s: warning: others can see a password on the command line, better give - and write it to standard input\n", c.Name)
+				}
+				edits = append(edits, typed(key, value))
+			}
+			f, err := e.update(ctx, c, func(f *edited) error { return f.change(edits...) })
+			if err != nil {
 				return err
 			}
-		case isSecret(c.Args[0]):
-			fmt.Fprintf(c.Stderr, "%s: warning: others can see a password on the command line, better give - and write it to standard input\n", c.Name)
-		}
-		return f.set(c.Args[0], value)
-	})
-	c.Description = "With - the value is read from standard input."
-	c.Hidden = hidden
-	return c
+			return f.show(c.Stdout)
+		},
+	}
 }
 
 func (e *Editor) addRegistry() applet.Command {
@@ -141,15 +203,10 @@ func (e *Editor) addRegistry() applet.Command {
 			if err != nil {
 				return err
 			}
-			f, err := e.read()
+			f, err := e.update(ctx, c, func(f *edited) error {
+				return f.put(append(strings.Split(registriesKey, "."), o.Host, "credentials"), images.Credentials{UserID: o.User, Password: password})
+			})
 			if err != nil {
-				return err
-			}
-			path := append(strings.Split(registriesKey, "."), o.Host, "credentials")
-			if err := f.put(path, images.Credentials{UserID: o.User, Password: password}); err != nil {
-				return err
-			}
-			if err := e.save(ctx, c, f); err != nil {
 				return err
 			}
 			return f.showRegistries(c, o.Host)
@@ -201,14 +258,10 @@ func (e *Editor) removeRegistry() applet.Command {
 		Name: "remove-registry", Summary: "forget a registry",
 		Options: func() any { return &options{Editor: e} },
 		Run: func(ctx context.Context, c *applet.Call) error {
-			f, err := e.read()
+			f, err := e.update(ctx, c, func(f *edited) error {
+				return f.remove(append(strings.Split(registriesKey, "."), c.Options.(*options).Host))
+			})
 			if err != nil {
-				return err
-			}
-			if err := f.remove(append(strings.Split(registriesKey, "."), c.Options.(*options).Host)); err != nil {
-				return err
-			}
-			if err := e.save(ctx, c, f); err != nil {
 				return err
 			}
 			return f.showRegistries(c, "")
@@ -249,14 +302,14 @@ type edited struct {
 
 // read reads the file. One that is empty or not there has no keys.
 func (e *Editor) read() (*edited, error) {
-	f := &edited{name: e.File, perm: 0o644}
-	data, err := os.ReadFile(e.File)
+	f := &edited{name: target(e.File), perm: 0o644}
+	data, err := os.ReadFile(f.name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return nil, fmt.Errorf("read configuration: %w", err)
 	default:
-		if fi, err := os.Stat(e.File); err == nil {
+		if fi, err := os.Stat(f.name); err == nil {
 			f.perm = fi.Mode().Perm()
 		}
 	}
@@ -290,21 +343,30 @@ func (f *edited) put(path []string, value any) error {
 	if err != nil {
 		return err
 	}
-	return f.change(path, raw)
+	return f.change(assignment{path, raw})
 }
 
 // remove takes a key away, if it is there.
-func (f *edited) remove(path []string) error { return f.change(path, nil) }
+func (f *edited) remove(path []string) error { return f.change(assignment{path, nil}) }
 
-func (f *edited) change(path []string, value json.RawMessage) error {
+// An assignment gives the key at a path a value; nil takes the key away.
+type assignment struct {
+	path  []string
+	value json.RawMessage
+}
+
+// change makes some edits, or none if the agent would not understand what they make together.
+func (f *edited) change(edits ...assignment) error {
 	before, err := f.warnings()
 	if err != nil {
 		return err
 	}
 	old := f.now
-	if f.now, err = edit(f.now, path, value); err != nil {
-		f.now = old
-		return err
+	for _, a := range edits {
+		if f.now, err = edit(f.now, a.path, a.value); err != nil {
+			f.now = old
+			return err
+		}
 	}
 	after, err := f.warnings()
 	if err != nil {
@@ -319,14 +381,17 @@ func (f *edited) change(path []string, value json.RawMessage) error {
 	return nil
 }
 
-// set sets a key from text, which is a string if the agent takes one there, and else JSON.
-func (f *edited) set(key, text string) error {
+// typed gives a key the value text, which is a string if the agent takes one there, or else JSON if it can be that.
+func typed(key, text string) assignment {
 	path := strings.Split(key, ".")
-	err := f.put(path, text)
-	if err != nil && json.Valid([]byte(text)) && f.change(path, json.RawMessage(text)) == nil {
-		return nil
+	value, _ := json.Marshal(text)              // a string
+	alone, _ := edit([]byte("{}"), path, value) // an object
+	s := defaults()
+	f, err := config.Decode("", alone, &s)
+	if (err != nil || len(f.Warnings) > 0) && json.Valid([]byte(text)) {
+		value = []byte(text)
 	}
-	return err
+	return assignment{path, value}
 }
 
 // entries changes a list of texts.
@@ -349,10 +414,15 @@ func (f *edited) registries() []string {
 	return hosts
 }
 
-// save writes the file if that makes a difference, and lets the agent know.
-func (e *Editor) save(ctx context.Context, c *applet.Call, f *edited) error {
+// differs reports whether the file is not as it was.
+func (f *edited) differs() bool {
 	var same bytes.Buffer
-	if json.Compact(&same, f.old) == nil && bytes.Equal(same.Bytes(), compact(f.now)) {
+	return json.Compact(&same, f.old) != nil || !bytes.Equal(same.Bytes(), compact(f.now))
+}
+
+// save writes the file if that makes a difference.
+func (e *Editor) save(c *applet.Call, f *edited) error {
+	if !f.differs() {
 		fmt.Fprintln(c.Stderr, "No difference to existing configuration.")
 		return nil
 	}
@@ -364,29 +434,40 @@ func (e *Editor) save(ctx context.Context, c *applet.Call, f *edited) error {
 		return err
 	}
 	text.WriteByte('\n')
-	if err := durable.WriteFile(e.File, text.Bytes(), f.perm); err != nil {
+	if err := durable.WriteFile(f.name, text.Bytes(), f.perm); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	if e.Verbose {
-		fmt.Fprintf(c.Stderr, "%s: %s is written\n", c.Name, e.File)
+		fmt.Fprintf(c.Stderr, "%s: %s is written\n", c.Name, f.name)
 	}
-	if e.NoReload {
-		return nil
+	return nil
+}
+
+// tell lets the agent know of a difference.
+func (e *Editor) tell(ctx context.Context, c *applet.Call, f *edited) {
+	if e.NoReload || !f.differs() {
+		return
 	}
 	verb := "reload"
 	if !bytes.Equal(withoutRegistries(f.old), withoutRegistries(f.now)) {
 		verb = "try-restart"
 	}
-	if err := tell(ctx, verb); err != nil {
+	if err := systemctl(ctx, verb); err != nil {
 		fmt.Fprintf(c.Stderr, "%s: warning: the configuration is changed, but the container agent does not know: %v\n", c.Name, err)
 	}
-	return nil
 }
 
-// tell has the service manager tell the agent. One that does not run reads its configuration when it starts.
-func tell(ctx context.Context, verb string) error {
-	if verb == "reload" && exec.CommandContext(ctx, "systemctl", "is-active", "--quiet", name+".service").Run() != nil {
+// systemctl has the service manager tell the agent. One that is stopped reads its configuration when it starts; one that has failed,
+// maybe because of its configuration, is started.
+func systemctl(ctx context.Context, verb string) error {
+	is := func(state string) bool {
+		return exec.CommandContext(ctx, "systemctl", "is-"+state, "--quiet", name+".service").Run() == nil
+	}
+	if verb == "reload" && !is("active") {
 		verb = "try-restart"
+	}
+	if verb == "try-restart" && is("failed") {
+		verb = "restart"
 	}
 	out, err := exec.CommandContext(ctx, "systemctl", verb, name+".service").CombinedOutput()
 	if err != nil {

@@ -4,9 +4,14 @@ package containeragent
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	"sdvbox/platform/applet"
@@ -16,7 +21,8 @@ import (
 func edits(t *testing.T, file, stdin string, args ...string) (code int, stdout, stderr, systemctl string) {
 	t.Helper()
 	dir := t.TempDir()
-	script := "#!/bin/sh\necho \"$@\" >>" + dir + "/calls\n"
+	script := "#!/bin/sh\necho \"$@\" >>" + dir + "/calls\n" +
+		"case $1 in is-failed) test -n \"$FAILED\";; is-active) test -z \"$FAILED\";; esac\n"
 	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +34,8 @@ func edits(t *testing.T, file, stdin string, args ...string) (code int, stdout, 
 }
 
 func TestConfigurationIsEdited(t *testing.T) {
-	const reload, restart = "is-active --quiet container-agent.service;reload container-agent.service;", "try-restart container-agent.service;"
+	const reload = "is-active --quiet container-agent.service;reload container-agent.service;"
+	const restart = "is-failed --quiet container-agent.service;try-restart container-agent.service;"
 	registry := "{\n  \"containers\": {\n    \"registry_configurations\": {\n      \"myhost\": {\n        \"credentials\": {\n" +
 		"          \"user_id\": \"myuser\",\n          \"password\": \"mypass\"\n        }\n      }\n    }\n  }\n}\n"
 	for _, test := range []struct {
@@ -73,7 +80,17 @@ func TestConfigurationIsEdited(t *testing.T) {
 		{before: `{"connection":{"client_username":"u"}}`, args: "set-value connection.client_password mypass", systemctl: restart, stderr: "standard input",
 			stdout: `"client_password": "***"`, after: "{\n  \"connection\": {\n    \"client_username\": \"u\",\n    \"client_password\": \"mypass\"\n  }\n}\n"},
 		{before: `{}`, args: "set-value connection.client_password mypass", code: 1, stderr: "client_username: empty"},
-		{before: `{}`, args: "set-value log.log_level", code: 2, stderr: "2 arguments"},
+		{before: `{}`, stdin: "mypass\n", args: "set-value connection.client_password - connection.client_username u", systemctl: restart, stdout: `"***"`,
+			after: "{\n  \"connection\": {\n    \"client_password\": \"mypass\",\n    \"client_username\": \"u\"\n  }\n}\n"},
+		{before: `{"connection":{"broker_url":"mqtts://b"}}`, args: "set-value connection.transport.client_cert /c connection.transport.client_key /k", systemctl: restart,
+			after: "{\n  \"connection\": {\n    \"broker_url\": \"mqtts://b\",\n    \"transport\": {\n" +
+				"      \"client_cert\": \"/c\",\n      \"client_key\": \"/k\"\n    }\n  }\n}\n"},
+		{before: `{"connection":{"broker_url":"mqtts://b"}}`, args: "set-value connection.transport.client_cert /c", code: 1, stderr: "belong together"},
+		{before: `{}`, args: "set-value log.log_file /l network.default_bridge.mtu 20", code: 1, stderr: "network.default_bridge.mtu: expected 68"},
+		{before: `{}`, args: "set-value containers.image_expiry 744", code: 1, stderr: "with its unit"},
+		{before: `{}`, args: "set-value log.log_level 5", code: 1, stderr: "DEBUG or TRACE"},
+		{before: `{}`, args: "set-value log.log_level", code: 2, stderr: "pairs of KEY and VALUE"},
+		{before: `{}`, args: "add-entry containers.insecure_registries", code: 2, stderr: "2 arguments"},
 		{before: `{}`, args: "add-entry log.log_level x", code: 1, stderr: "expected a string, found a list"},
 		{before: `{`, args: "set-value log.log_level DEBUG", code: 1, stderr: "not JSON"},
 		{before: `{}`, args: "bogus", code: 2, stderr: "bogus"},
@@ -100,6 +117,69 @@ func TestConfigurationIsEdited(t *testing.T) {
 		if fi, err := os.Stat(file); err != nil || strings.Contains(test.after, "mypass") && fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: others can read the password: %v, %v", test.args, fi.Mode(), err)
 		}
+	}
+}
+
+func TestFailedAgentIsStartedForAnyChange(t *testing.T) {
+	t.Setenv("FAILED", "1")
+	for args, want := range map[string]string{
+		"set-value log.log_level DEBUG":              "is-failed --quiet container-agent.service;restart container-agent.service;",
+		"add-entry containers.insecure_registries a": "is-active --quiet container-agent.service;is-failed --quiet container-agent.service;restart container-agent.service;",
+	} {
+		if code, _, stderr, systemctl := edits(t, t.TempDir()+"/c.json", "", strings.Fields(args)...); code != 0 || systemctl != want || stderr != "" {
+			t.Errorf("%s: exit code %d, %s, systemctl %q", args, code, stderr, systemctl)
+		}
+	}
+}
+
+func TestEditsAtTheSameTimeAreAllMade(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink("c.json", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			args := []string{"sdv-kanto-ctl", "--no-reload", "--config-file", dir + []string{"/c.json", "/link"}[i%2],
+				"add-entry", "containers.insecure_registries", fmt.Sprintf("entry%d.example", i)}
+			if code := applet.Main([]applet.Command{ControlCommand()}, args, nil, io.Discard, t.Output()); code != 0 {
+				t.Errorf("%q: exit code %d", args, code)
+			}
+		})
+	}
+	all.Wait()
+	data, err := os.ReadFile(dir + "/c.json")
+	if n := strings.Count(string(data), ".example"); err != nil || n != 20 {
+		t.Errorf("%d of 20 entries, %v", n, err)
+	}
+}
+
+func TestLinkAndOwnerStay(t *testing.T) {
+	dir := t.TempDir()
+	file, link := dir+"/real/c.json", dir+"/c.json"
+	if err := errors.Join(os.Mkdir(dir+"/real", 0o755), os.Symlink("real/c.json", link)); err != nil {
+		t.Fatal(err)
+	}
+	for _, level := range []string{"DEBUG", "WARN"} { // at first there is no file
+		if code, _, stderr, _ := edits(t, link, "", "set-value", "log.log_level", level); code != 0 {
+			t.Fatalf("exit code %d, %s", code, stderr)
+		}
+		fi, err := os.Lstat(link)
+		if err != nil || fi.Mode().Type() != os.ModeSymlink {
+			t.Errorf("the link: %v, %v", fi, err)
+		}
+		if data, err := os.ReadFile(file); err != nil || !strings.Contains(string(data), level) {
+			t.Errorf("the file: %s, %v", data, err)
+		}
+		if level == "WARN" || os.Getuid() != 0 {
+			continue
+		}
+		if err := os.Chown(file, 1, 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if fi, err := os.Stat(file); err != nil || os.Getuid() == 0 && (fi.Sys().(*syscall.Stat_t).Uid != 1 || fi.Sys().(*syscall.Stat_t).Gid != 2) {
+		t.Errorf("its owner: %+v, %v", fi.Sys(), err)
 	}
 }
 

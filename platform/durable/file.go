@@ -18,13 +18,18 @@ import (
 
 // WriteFile replaces path by a file with the given content and permission
 // bits. After a crash at any moment path holds the old content or the new.
-// A symbolic link at path is replaced, not followed.
+// A symbolic link at path is replaced, not followed. The owner of a file stays,
+// if the process may give files away.
 func WriteFile(path string, data []byte, perm os.FileMode) error {
 	t, err := openTemp(path, perm, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
+	var old unix.Stat_t
+	if unix.Lstat(path, &old) == nil && old.Mode&unix.S_IFMT == unix.S_IFREG {
+		_ = t.Chown(int(old.Uid), int(old.Gid))
+	}
 	return replace(t, path, data)
 }
 
