@@ -147,3 +147,30 @@ func complete(root *Command, words []string) ([]entry, error) {
 	}
 	return list, nil
 }
+
+// WithHelp returns cmd with the commands help and completion, which programs with many commands often have.
+func WithHelp(cmd Command) Command {
+	completion := Command{Name: "completion", Summary: "print the completion script for a shell"}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		completion.Sub = append(completion.Sub, Command{
+			Name: shell, Summary: "print that for " + shell,
+			Run: func(_ context.Context, c *Call) error { return writeCompletion(c.Stdout, shell, []Command{cmd}) },
+		})
+	}
+	help := Command{
+		Name: "help", Summary: "describe a command", Args: "[COMMAND]",
+		Run: func(_ context.Context, c *Call) error {
+			about, path := &cmd, cmd.Name
+			for _, word := range c.Args {
+				sub := find(about.Sub, word)
+				if sub == nil {
+					return unknown(about, path, word)
+				}
+				about, path = sub, path+" "+word
+			}
+			return writeHelp(c.Stdout, about, path)
+		},
+	}
+	cmd.Sub = append(cmd.Sub, help, completion)
+	return cmd
+}
