@@ -220,9 +220,10 @@ func (a *Agent) Log() string {
 func (a *Agent) Write(name string, data []byte) (path string) {
 	a.tb.Helper()
 	path = filepath.Join(a.Dir, name)
-	err := os.WriteFile(path+"~", data, 0o644)
+	part := filepath.Join(a.Dir, fmt.Sprintf("part-%x", rand.Uint64())) // not where the agent looks
+	err := os.WriteFile(part, data, 0o644)
 	if err == nil {
-		err = os.Rename(path+"~", path)
+		err = os.Rename(part, path)
 	}
 	if err != nil {
 		a.tb.Fatal(err)
