@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -547,7 +548,14 @@ func (m *matrix) checkBystanders() {
 func TestWhoeverIsKilledAllIsAsWantedAgain(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	if text := os.Getenv("SDVBOX_SEED"); text != "" {
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatal("SDVBOX_SEED:", err)
+		}
+		seed = n
+	}
+	t.Logf("for the same instants again: SDVBOX_SEED=%d", seed)
 	for n, op := range operations() {
 		t.Run(op.name, func(t *testing.T) {
 			t.Parallel()
