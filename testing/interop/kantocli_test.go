@@ -189,20 +189,29 @@ func (c *clis) logs(t *testing.T) {
 
 func (c *clis) startAndStop(t *testing.T) {
 	c.t = t
-	c.original("", "create", "--name", "stubborn", box, "sh", "-c", `trap "" TERM; while true; do sleep 0.1; done`)
+	c.original("", "create", "--name", "stubborn", box, "sh", "-c", `trap "" TERM; echo deaf; while true; do sleep 0.1; done`)
 	c.must("start -n stubborn")
-	time.Sleep(200 * time.Millisecond) // for the trap
+	c.deaf(1)
 	if _, _, code := c.original("", "stop", "-n", "stubborn", "--time", "1s"); code != 1 || c.get("stubborn").State.Status != ctrmodel.Running {
 		t.Errorf("stop without force: exit code %d, then %v", code, c.get("stubborn").State.Status)
 	}
-	for _, options := range []string{"--time 1s --force", "-s SIGKILL", "-t 1m15s -f -s 9"} {
+	for n, options := range []string{"--time 1s --force", "-s SIGKILL", "-t 1m15s -f -s 9"} {
 		c.must("stop -n stubborn " + options)
 		if state := c.get("stubborn").State; state.Status != ctrmodel.Stopped || state.ExitCode != 137 {
 			t.Errorf("stop %s: %+v", options, state)
 		}
 		c.must("start -n stubborn")
+		c.deaf(n + 2)
 	}
 	c.must("remove -f -t 1s -n stubborn")
+}
+
+// deaf waits until the container does not hear a signal any more, for the n-th time.
+func (c *clis) deaf(n int) {
+	c.agent.Eventually(limit, "the trap", func() bool {
+		out, _, _ := c.agent.Run("kanto-cm", "logs", "-n", "stubborn")
+		return strings.Count(out, "deaf\n") == n
+	})
 }
 
 func (c *clis) attached(t *testing.T) {
