@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -78,6 +79,12 @@ func (r *rig) background(args ...string) (cmd *exec.Cmd, wait func() (output str
 	}
 }
 
+// said is what a command in the background has said.
+func said(cmd *exec.Cmd) string {
+	text, _ := os.ReadFile(cmd.Stdout.(*os.File).Name())
+	return string(text)
+}
+
 func (r *rig) get(name string) (c *ctrmodel.Container) {
 	r.Helper()
 	if err := json.Unmarshal([]byte(r.do("get --output json -n "+name)), &c); err != nil {
@@ -128,7 +135,11 @@ func TestEveryCommandWithARealAgent(t *testing.T) {
 
 func life(r *rig) {
 	events, heard := r.background("events")
-	time.Sleep(200 * time.Millisecond)
+	r.agent.Eventually(20*time.Second, "events are heard", func() bool {
+		r.do("create -n early " + box)
+		r.do("remove -n early")
+		return said(events) != ""
+	})
 	id := strings.TrimSpace(r.do("create --name life --ports 127.0.0.1:18480:80 --hosts a:10.0.0.1 --e A=b -m 64M " + box + " sleep 1000"))
 	contains(r.T, r.do("list"), fmt.Sprintf("%-37s\t|%-37s\t|%-60s\t|Created   \t|", id, "life", box))
 	r.do("start -n life")
@@ -211,13 +222,13 @@ func processes(r *rig) {
 	contains(r.T, stderr, "does not run")
 	r.do("remove -n short")
 
-	r.run(0, "create", "-n", "long", "--rp", "no", box, "sh", "-c", "while [ ! -e /end ]; do sleep 0.05; done; echo bye; exit 7")
+	r.run(0, "create", "-n", "long", "--rp", "no", box, "sh", "-c", "while [ ! -e /end ]; do echo tick; sleep 0.05; done; echo bye; exit 7")
 	r.do("start -n long")
-	_, attached := r.background("attach", "-n", "long")
+	patient, attached := r.background("attach", "-n", "long")
 	interrupted, wait := r.background("attach", "-n", "long")
-	time.Sleep(300 * time.Millisecond)
+	r.agent.Eventually(20*time.Second, "output of both", func() bool { return said(patient) != "" && said(interrupted) != "" })
 	interrupted.Process.Signal(syscall.SIGINT)
-	if out, code := wait(); code != 130 || out != "" {
+	if out, code := wait(); code != 130 || !strings.HasSuffix(out, "tick\n") {
 		r.Errorf("attach that is interrupted: exit code %d, %q", code, out)
 	}
 	if out, _ := r.run(4, "exec", "-e", "B=c", "-w", "/bin", "-n", "long", "sh", "-c", "echo $B $(pwd); exit 4"); out != "c /bin\n" {
@@ -235,16 +246,51 @@ func processes(r *rig) {
 			r.Errorf("%s in a terminal: exit code %d, %v, %q", tool, code, err, text)
 		}
 	}
-	cmd := exec.Command(r.program, "sdv-ctr-exec", "--host", r.agent.Socket, r.get("long").ID, "sh", "-c", "cat >/end")
-	cmd.Stdin = strings.NewReader("now")
-	if out, err := cmd.CombinedOutput(); err != nil {
+	cmd := exec.Command(r.program, "sdv-ctr-exec", "--host", r.agent.Socket, r.get("long").ID, "cat")
+	cmd.Stdin = strings.NewReader("input")
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "input" {
 		r.Errorf("sdv-ctr-exec: %v, %s", err, out)
 	}
-	if out, code := attached(); out != "bye\n" || code != 7 {
+	r.agent.Run("kanto-cm", "exec", "-n", "long", "sh", "-c", "echo >/end") // the container may end first
+	if out, code := attached(); !strings.HasSuffix(out, "tick\nbye\n") || code != 7 {
 		r.Errorf("attach: exit code %d, %q", code, out)
 	}
 	r.do("remove -n long")
+
+	r.run(0, "create", "-n", "screen", "--t", "--i", box, "sh", "-c", "echo ready; read a; echo got $a; read a")
+	leave := func(line, typed, shown string) {
+		r.Helper()
+		cmd := exec.Command("script", "-qec", r.program+" kanto-cm --host "+r.agent.Socket+" "+line, "/dev/null")
+		keys, err := cmd.StdinPipe()
+		out, err2 := os.Create(filepath.Join(r.TempDir(), "screen"))
+		if err != nil || err2 != nil {
+			r.Fatal(err, err2)
+		}
+		defer out.Close()
+		cmd.Stdout = out
+		if err := cmd.Start(); err != nil {
+			r.Fatal(err)
+		}
+		contains := func(part string) func() bool { return func() bool { return strings.Contains(said(cmd), part) } }
+		r.agent.Eventually(20*time.Second, line, contains("Ctrl-P Ctrl-Q"))
+		io.WriteString(keys, typed)
+		r.agent.Eventually(20*time.Second, line+" shows "+shown, contains(shown))
+		io.WriteString(keys, leaveKeys)
+		late := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+		defer late.Stop()
+		if err := cmd.Wait(); err != nil {
+			r.Errorf("%s: %v, %q", line, err, said(cmd))
+		}
+		if state := r.get("screen").State; state.Status != ctrmodel.Running {
+			r.Errorf("after it was left: %+v", state)
+		}
+	}
+	leave("start --i -n screen", "", "ready")
+	leave("attach --i -n screen", "x\r", "got x")
+	r.do("remove -f -t 1s -n screen")
 }
+
+const leaveKeys = "\x10\x11"
 
 func output(r *rig) {
 	r.run(0, "create", "-n", "talker", "--rp", "no", box, "sh", "-c",
@@ -270,10 +316,10 @@ func output(r *rig) {
 	if out := r.do("logs -n talker --timestamps --since " + entry.Time.Format(time.RFC3339Nano)); !strings.HasSuffix(out, "Z late\n") || strings.Count(out, "\n") != 1 {
 		r.Errorf("logs --since: %q", out)
 	}
-	_, followed := r.background("logs", "-n", "talker", "--follow", "-t", "1")
-	r.run(0, "exec", "-n", "talker", "sh", "-c", "echo >/end")
+	follower, followed := r.background("logs", "-n", "talker", "--follow", "-t", "1")
+	r.agent.Run("kanto-cm", "exec", "-n", "talker", "sh", "-c", "echo >/end")
 	r.await("talker", ctrmodel.Exited)
-	time.Sleep(100 * time.Millisecond)
+	r.agent.Eventually(20*time.Second, "the end is followed", func() bool { return strings.HasSuffix(said(follower), "end\n") })
 	r.do("remove -n talker")
 	if out, code := followed(); out != "oops\nend\n" || code != 0 {
 		r.Errorf("logs --follow: exit code %d, %q", code, out)
@@ -329,14 +375,15 @@ func registry(r *rig) {
 	contains(r.T, stderr, name)
 	r.do("remove -n app")
 	r.do("remove-image " + name)
-	r.run(3, "remove-image", name)
+	r.run(1, "remove-image", name)
 	if out := r.do("images --output json"); strings.Contains(out, name) || !strings.Contains(out, box) {
 		r.Errorf("images: %s", out)
 	}
 }
 
 func deployment(r *rig) {
-	r.run(3, "deploy")
+	_, stderr := r.run(1, "deploy")
+	contains(r.T, stderr, "no descriptors")
 	r.agent.Write("containers/web.json", []byte(`{"container_name":"web","image":{"name":"`+box+`"}}`))
 	r.await("web", ctrmodel.Running)
 	r.do("stop -s SIGKILL -n web")
@@ -376,12 +423,16 @@ func autoDeployer(r *rig) {
 	os.Remove(dir + "/bad.json")
 
 	daemon := exec.Command(r.program, "kanto-auto-deployer", "--socket-cm", r.agent.Socket, "--daemon", "--mqtt", dir)
-	var log bytes.Buffer
-	daemon.Stderr = &log
+	log, err := os.Create(filepath.Join(r.TempDir(), "log"))
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer log.Close()
+	daemon.Stdout, daemon.Stderr = log, log
 	if err := daemon.Start(); err != nil {
 		r.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond)
+	r.agent.Eventually(10*time.Second, "the daemon has begun", func() bool { return strings.Contains(said(daemon), "daemon mode") })
 	before := r.get("app")
 	write("app.json", `{"container_name":"app","image":{"name":"`+box+`"},"config":{"env":["A=2"]}}`)
 	r.agent.Eventually(10*time.Second, "app has changed", func() bool {
@@ -392,8 +443,8 @@ func autoDeployer(r *rig) {
 		r.Error("app is the same container")
 	}
 	daemon.Process.Signal(syscall.SIGTERM)
-	if err := daemon.Wait(); err != nil || !strings.Contains(log.String(), "Removing [app]") {
-		r.Errorf("%v: %s", err, &log)
+	if err := daemon.Wait(); err != nil || !strings.Contains(said(daemon), "Removing [app]") {
+		r.Errorf("%v: %s", err, said(daemon))
 	}
 	r.do("stop -s SIGKILL -n app")
 	r.do("remove -n app")

@@ -191,9 +191,14 @@ func (s *Access) update() applet.Command {
 		Options:     func() any { return &options{Target: Target{Access: s}} },
 		Run: func(ctx context.Context, c *applet.Call) error {
 			o := c.Options.(*options)
+			restart := o.RestartPolicy != nil || o.RetryCount != nil || o.RetryTimeout != nil
+			memory := o.Memory != nil || o.MemoryReservation != nil || o.MemorySwap != nil
+			if !restart && !memory {
+				return usage("expected an option that says what to change")
+			}
 			return o.simple(ctx, c.Args, func(client *cmapi.Client, found *ctrmodel.Container) error {
 				var wanted ctrmodel.UpdateOptions
-				if o.RestartPolicy != nil || o.RetryCount != nil || o.RetryTimeout != nil {
+				if restart {
 					policy := found.HostConfig.RestartPolicy
 					if o.RestartPolicy != nil && policy.Type != *o.RestartPolicy {
 						policy = ctrmodel.RestartPolicy{Type: *o.RestartPolicy}
@@ -206,7 +211,7 @@ func (s *Access) update() applet.Command {
 					}
 					wanted.RestartPolicy = &policy
 				}
-				if o.Memory != nil || o.MemoryReservation != nil || o.MemorySwap != nil {
+				if memory {
 					limits := found.HostConfig.Resources
 					if o.Memory != nil {
 						limits.Memory = limit(*o.Memory)

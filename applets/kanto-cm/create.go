@@ -67,9 +67,7 @@ func (s *Access) create() applet.Command {
 			if err != nil {
 				return err
 			}
-			check := wanted.Clone()
-			check.Defaults(func() string { return "id" })
-			if err := check.Validate(); err != nil {
+			if err := valid(wanted); err != nil {
 				return applet.Exit(exitUsage, err)
 			}
 			return s.run(ctx, func(client *cmapi.Client) error {
@@ -85,6 +83,13 @@ func (s *Access) create() applet.Command {
 			})
 		},
 	}
+}
+
+// valid is nil for a container that could be.
+func valid(wanted *ctrmodel.Container) error {
+	c := wanted.Clone()
+	c.Defaults(func() string { return "id" })
+	return c.Validate()
 }
 
 // container is what the options and arguments, or a file, describe.

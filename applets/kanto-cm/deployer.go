@@ -54,7 +54,7 @@ For its own directories the container agent does the same by itself, and better:
 			if err != nil {
 				return applet.Exit(exitNoDir, err)
 			}
-			d := &deployer{dir: dir, sums: map[string][sha256.Size]byte{}, say: func(format string, args ...any) {
+			d := &deployer{dir: dir, tried: map[string]attempt{}, say: func(format string, args ...any) {
 				fmt.Fprintf(c.Stderr, "%s: "+format+"\n", append([]any{c.Name}, args...)...)
 			}}
 			s := &Access{Host: o.Socket}
@@ -83,16 +83,27 @@ For its own directories the container agent does the same by itself, and better:
 // deployer makes containers of the files in a directory.
 type deployer struct {
 	dir   string
-	begun bool                         // the files that were there at the start have been looked at
-	sums  map[string][sha256.Size]byte // of the contents that are deployed, by file
+	begun bool               // the files that were there at the start have been looked at
+	tried map[string]attempt // by file
 	say   func(format string, args ...any)
+}
+
+// attempt is the last one to deploy a file.
+type attempt struct {
+	sum   [sha256.Size]byte // of its contents
+	pause time.Duration     // before the next one, 0 if it is deployed
+	next  time.Time
 }
 
 // deploy deploys the files that are new or have changed since it did so before.
 func (d *deployer) deploy(ctx context.Context, client *cmapi.Client) error {
 	var failed []error
 	found := false
-	err := filepath.WalkDir(d.dir, func(file string, entry fs.DirEntry, err error) error {
+	dir, err := filepath.EvalSymlinks(d.dir)
+	if err != nil {
+		return err
+	}
+	err = filepath.WalkDir(dir, func(file string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || filepath.Ext(file) != ".json" {
 			return err
 		}
@@ -101,16 +112,20 @@ func (d *deployer) deploy(ctx context.Context, client *cmapi.Client) error {
 		if err != nil {
 			return err
 		}
-		sum := sha256.Sum256(data)
-		if d.sums[file] == sum {
+		now, last := attempt{sum: sha256.Sum256(data)}, d.tried[file]
+		if now.sum == last.sum && (last.pause == 0 || time.Now().Before(last.next)) {
 			return nil
 		}
 		if err := d.file(ctx, client, file, data); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %v", file, err))
-			return ctx.Err()
+			now.pause = time.Second
+			if now.sum == last.sum {
+				now.pause = min(2*last.pause, time.Minute)
+			}
+			now.next = time.Now().Add(now.pause)
 		}
-		d.sums[file] = sum
-		return nil
+		d.tried[file] = now
+		return ctx.Err()
 	})
 	if err == nil && !found {
 		return fmt.Errorf("No manifests found in %s", d.dir) // as scripts know it
@@ -129,12 +144,18 @@ func (d *deployer) file(ctx context.Context, client *cmapi.Client, file string, 
 		d.say("%s: %v", file, odd)
 	}
 	wanted.Name = cmp.Or(wanted.Name, strings.TrimSuffix(filepath.Base(file), ".json"))
+	if err := valid(wanted); err != nil {
+		return err
+	}
 	current, err := (&Target{Name: wanted.Name}).find(ctx, client, "")
 	switch {
 	case ctrmodel.KindOf(err) == ctrmodel.NotFound && err != nil:
 	case err != nil:
 		return err
 	case d.begun && ctrmodel.Compare(current, wanted) != ctrmodel.Same:
+		if _, err := client.Pull(ctx, wanted.Image.Name, func(ctrmodel.Progress) {}); err != nil {
+			return err // with the old container still there
+		}
 		d.say("Removing [%s]", wanted.Name)
 		if err := client.Remove(ctx, current.ID, true, ctrmodel.StopOptions{Timeout: 1, Force: true}); err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,20 +44,22 @@ func Command() applet.Command {
 		s.create(), s.get(), s.list(), s.logs(), s.remove(), s.rename(), s.start(), s.attach(), s.stop(), s.restart(), s.pause(), s.unpause(),
 		s.update(), s.exec(), s.stats(), s.events(), s.pull(), s.images(), s.removeImage(), s.deploy(), s.sysinfo(),
 	}
-	for i := range commands {
-		commands[i].Exit = append([]applet.ExitCode{
-			{Code: exitNotFound, Meaning: "there is no such container"}, {Code: exitDown, Meaning: "the container agent does not answer"},
-		}, commands[i].Exit...)
+	exits := []applet.ExitCode{
+		{Code: exitNotFound, Meaning: "there is no such container"}, {Code: exitDown, Meaning: "the container agent does not answer"},
 	}
-	return applet.Command{
+	for i := range commands {
+		commands[i].Exit = append(exits, commands[i].Exit...)
+	}
+	return applet.WithHelp(applet.Command{
 		Name:    "kanto-cm",
 		Summary: "manage the containers of this device",
 		Description: `Asks the container agent. Most commands take a container by its id or, with --name, by its name.
 
 With --output json results are JSON, a line for each where there are many.`,
 		Options: func() any { return s },
+		Exit:    exits,
 		Sub:     commands,
-	}
+	})
 }
 
 // run connects, does what a command is for and makes exit codes of errors.
@@ -73,10 +76,7 @@ func (s *Access) run(ctx context.Context, do func(*cmapi.Client) error) error {
 	case ctx.Err() != nil:
 		return applet.Exit(exitInterrupted, nil)
 	}
-	switch ctrmodel.KindOf(err) {
-	case ctrmodel.NotFound:
-		return applet.Exit(exitNotFound, err)
-	case ctrmodel.InvalidArgument:
+	if ctrmodel.KindOf(err) == ctrmodel.InvalidArgument {
 		return applet.Exit(exitUsage, err)
 	}
 	return err
@@ -136,26 +136,38 @@ func (t *Target) split(args []string, least, most int) (id string, rest []string
 
 // find returns the container that split has found an id or a name of.
 func (t *Target) find(ctx context.Context, client *cmapi.Client, id string) (*ctrmodel.Container, error) {
+	var found *ctrmodel.Container
+	var err error
 	if id != "" {
-		return client.Get(ctx, id)
+		found, err = client.Get(ctx, id)
+	} else {
+		found, err = t.named(ctx, client)
 	}
+	if err != nil && ctrmodel.KindOf(err) == ctrmodel.NotFound {
+		return nil, applet.Exit(exitNotFound, err)
+	}
+	return found, err
+}
+
+// named returns the container with the name. While one takes the place of another there are two: it is the one that has a process.
+func (t *Target) named(ctx context.Context, client *cmapi.Client) (*ctrmodel.Container, error) {
 	list, err := client.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var found *ctrmodel.Container
-	for _, c := range list {
-		if c.Name == t.Name {
-			if found != nil {
-				return nil, fmt.Errorf("more than one container has the name %s: use an id", t.Name)
-			}
-			found = c
+	list = slices.DeleteFunc(list, func(c *ctrmodel.Container) bool { return c.Name != t.Name })
+	if len(list) > 1 {
+		if run := slices.DeleteFunc(slices.Clone(list), func(c *ctrmodel.Container) bool { return !c.State.HasProcess() }); len(run) == 1 {
+			list = run
 		}
 	}
-	if found == nil {
+	switch len(list) {
+	case 0:
 		return nil, ctrmodel.Errorf(ctrmodel.NotFound, "there is no container with the name %s", t.Name)
+	case 1:
+		return list[0], nil
 	}
-	return found, nil
+	return nil, fmt.Errorf("more than one container has the name %s: use an id", t.Name)
 }
 
 // simple is the Run of a command that does one thing to one container and says nothing.
@@ -200,6 +212,9 @@ func (s *seconds) UnmarshalFlag(text string) error {
 	}
 	if err != nil || d < 0 {
 		return fmt.Errorf("%q: expected a time as 1m15s", text)
+	}
+	if d > 0 {
+		d = max(d, time.Second) // 0 is the default
 	}
 	*s = seconds(d.Round(time.Second) / time.Second)
 	return nil

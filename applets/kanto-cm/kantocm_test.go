@@ -51,7 +51,15 @@ func (f *fake) Get(_ context.Context, id string) (*ctrmodel.Container, error) {
 	return nil, ctrmodel.Errorf(ctrmodel.NotFound, "no container with id %s", id)
 }
 
+// noImage is nowhere.
+const noImage = "host/none:1"
+
+var errNoImage = ctrmodel.Errorf(ctrmodel.NotFound, "there is no image %s", noImage)
+
 func (f *fake) Create(_ context.Context, c *ctrmodel.Container) (*ctrmodel.Container, error) {
+	if c.Image.Name == noImage {
+		return nil, errNoImage
+	}
 	text, _ := json.Marshal(c)
 	c.Defaults(func() string { return "new" })
 	return c, f.note("create %s", text)
@@ -115,10 +123,14 @@ func (f *fake) Exec(_ context.Context, id string, o ctrmodel.ExecOptions, s ctrm
 
 func (f *fake) Logs(_ context.Context, id string, o ctrmodel.LogOptions, yield func([]byte) error) error {
 	f.note("logs %s %+v", id, o)
-	for _, line := range []string{
+	lines := []string{
 		`{"stream":"stdout","log":"half ","time":"2024-05-01T10:00:00.1Z"}`, `{"stream":"stdout","log":"line\n","time":"2024-05-01T10:00:00.1Z"}`,
 		`{"stream":"stderr","log":"grün \u003c\n","time":"2024-05-01T10:00:00.2Z"}`,
-	} {
+	}
+	if id == "id3" {
+		lines[1] = "\x00\x1b{\"stre"
+	}
+	for _, line := range lines {
 		if err := yield([]byte(line)); err != nil {
 			return err
 		}
@@ -137,6 +149,9 @@ func (f *fake) Stats(_ context.Context, id string) (ctrmodel.Stats, error) {
 func (f *fake) Subscribe(context.Context) <-chan ctrmodel.Event { return f.events }
 
 func (f *fake) Pull(_ context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	if name == noImage {
+		return ctrmodel.StoredImage{}, errNoImage
+	}
 	if name != "host/one:1" {
 		return ctrmodel.StoredImage{}, ctrmodel.Errorf(ctrmodel.Unauthenticated, "the registry wants other credentials")
 	}
@@ -154,6 +169,9 @@ func (f *fake) Refresh(_ context.Context, name string, progress func(ctrmodel.Pr
 }
 
 func (f *fake) RemoveImage(_ context.Context, name string) error {
+	if name == noImage {
+		return errNoImage
+	}
 	return f.note("remove image %s", name)
 }
 func (f *fake) Deploy(context.Context) error { return f.note("deploy") }
@@ -162,10 +180,10 @@ func (f *fake) Images(context.Context) ([]ctrmodel.StoredImage, error) {
 	return []ctrmodel.StoredImage{f.image()}, nil
 }
 
-// newFake has three containers: id1 runs, id2 has ended, and id2 and id3 have one name.
+// newFake has five containers: id1 runs, id2 has ended, and id2 and id3 have one name; id4 is being replaced by id5, which runs.
 func newFake() *fake {
 	f := &fake{}
-	for i, name := range []string{"one", "two", "two"} {
+	for i, name := range []string{"one", "two", "two", "replaced", "replaced"} {
 		c := &ctrmodel.Container{Name: name, Image: ctrmodel.Image{Name: "host/" + name + ":1"}}
 		c.Defaults(func() string { return fmt.Sprintf("id%d", i+1) })
 		c.State.SetCreated()
@@ -173,6 +191,7 @@ func newFake() *fake {
 	}
 	f.all[0].State.SetRunning(42, time.Unix(0, 0))
 	f.all[0].HostConfig.Resources = ctrmodel.Resources{Memory: "64M", MemorySwap: "128M"}
+	f.all[4].State.SetRunning(43, time.Unix(0, 0))
 	f.all[1].State.SetExited(5, time.Unix(1, 0), false, "")
 	return f
 }
@@ -220,10 +239,13 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"start nobody", 3, "", "", "nobody"},
 		{"start -n nobody", 3, "", "", "nobody"},
 		{"start -n two", 1, "", "", "more than one"},
+		{"start -n replaced", 0, "start id5", "", ""},
 		{"start", 2, "", "", "expected the id"},
 		{"start id1 -n one", 2, "", "", "not both"},
 		{"stop id1", 0, "stop id1 {Timeout:0 Force:false Signal:SIGTERM}", "", ""},
 		{"stop -n one -t 1m15.4s -f -s KILL", 0, "stop id1 {Timeout:75 Force:true Signal:KILL}", "", ""},
+		{"stop id1 -t 400ms", 0, "stop id1 {Timeout:1 Force:false Signal:SIGTERM}", "", ""},
+		{"stop id1 -t 0s", 0, "stop id1 {Timeout:0 Force:false Signal:SIGTERM}", "", ""},
 		{"stop id1 --time 7", 0, "stop id1 {Timeout:7 Force:false Signal:SIGTERM}", "", ""},
 		{"stop id1 --time soon", 2, "", "", "1m15s"},
 		{"stop id1 --signal SIGFOO", 2, "", "", "SIGFOO"},
@@ -245,20 +267,27 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"update id1 -m 32M", 0, `update id1 {"RestartPolicy":null,"Resources":{"memory":"32M"}}`, "", ""},
 		{"update id1 --memory-swap -1", 0, `update id1 {"RestartPolicy":null,"Resources":{"memory":"64M","memory_swap":"-1"}}`, "", ""},
 		{"update id1 -m -1", 0, `update id1 {"RestartPolicy":null,"Resources":null}`, "", ""},
+		{"update id1", 2, "", "", "what to change"},
+		{"update -n nobody", 2, "", "", "what to change"},
 		{"update id1 --rp never", 2, "", "", "never"},
-		{"list -q", 0, "", "id1 id2 id3\n", ""},
-		{"list -q --filter status=RUNNING", 0, "", "id1\n", ""},
+		{"list -q", 0, "", "id1 id2 id3 id4 id5\n", ""},
+		{"list -q --filter status=RUNNING", 0, "", "id1 id5\n", ""},
 		{"list -q -n two --filter exitcode=5,image=host/TWO:1", 0, "", "id2\n", ""},
 		{"list -q --filter exitcode=1", 0, "", "", ""},
 		{"list --filter exitcode=1", 0, "", "No containers found.\n", ""},
 		{"list --filter colour=red", 2, "", "", "colour"},
 		{"logs id1", 0, "logs id1 {Tail:100 Follow:false}", "half line\n", "grün <\n"},
 		{"logs id1 -t -1 -f --timestamps", 0, "logs id1 {Tail:-1 Follow:true}", "2024-05-01T10:00:00.1Z half line\n", "2024-05-01T10:00:00.2Z grün <\n"},
+		{"logs id3", 0, "logs id3 {Tail:100 Follow:false}", "half ??{\"stre\n", "grün <\n"},
+		{"logs id3 --since 2024-05-01T10:00:00.2Z", 0, "logs id3 {Tail:-1 Follow:false}", "??{\"stre\n", "grün <\n"},
 		{"exec id1 ls -l", 3, "exec id1 {Args:[ls -l] Env:[] Dir: User: TTY:false Privileged:false}", "", "err\n"},
 		{"exec -i -t -e A=1 -w /d -u me --privileged -n one -- ls -l", 3, "exec id1 {Args:[ls -l] Env:[A=1] Dir:/d User:me TTY:true Privileged:true}", "input", "err\n"},
 		{"exec id1", 2, "", "", "missing"},
 		{"pull host/one:1", 0, "", "host/one:1@sha256:0123456789abcdef\n", "downloading\nunpacking\n"},
 		{"pull host/two:1", 1, "", "", "credentials"},
+		{"pull host/none:1", 1, "", "", "no image"},
+		{"create host/none:1", 1, "", "", "no image"},
+		{"remove-image host/none:1", 1, "", "", "no image"},
 		{"pull", 2, "", "", "one image"},
 		{"pull --refresh host/one:1", 0, "refresh host/one:1", "host/one:1@sha256:0123456789abcdef\n", ""},
 		{"remove-image host/a:1 host/b:1", 0, "remove image host/a:1; remove image host/b:1", "", ""},
@@ -334,7 +363,7 @@ func TestResultsAreTablesOrJSON(t *testing.T) {
 	host := serve(t, f)
 	_, out, _ := call("", "kanto-cm", "list", "--host", host)
 	lines := strings.Split(out, "\n")
-	if len(lines) != 8 || lines[0] != "" || lines[6] != "" {
+	if len(lines) != 10 || lines[0] != "" || lines[8] != "" {
 		t.Fatalf("got %q", out)
 	}
 	for i, want := range map[int]string{
@@ -354,7 +383,7 @@ func TestResultsAreTablesOrJSON(t *testing.T) {
 
 	var all []ctrmodel.Container
 	_, out, _ = call("", "kanto-cm", "--host", host, "--output", "json", "list")
-	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) != 3 || all[0].State.PID != 42 {
+	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) != 5 || all[0].State.PID != 42 {
 		t.Errorf("list: %v, %s", err, out)
 	}
 	_, out, _ = call("", "kanto-cm", "--host", host, "get", "id1")
@@ -371,7 +400,7 @@ func TestResultsAreTablesOrJSON(t *testing.T) {
 		t.Errorf("images: %s", out)
 	}
 	_, out, _ = call("", "kanto-cm", "--host", host, "stats", "--interval", "1ms")
-	if !strings.Contains(out, "one   id1  25.0 %  3.0 MiB  1.0 GiB") || strings.Count(out, "\n") != 2 {
+	if !strings.Contains(out, "one       id1  25.0 %  3.0 MiB  1.0 GiB") || strings.Count(out, "\n") != 3 {
 		t.Errorf("stats: %s", out)
 	}
 	code, out, stderr := call("", "kanto-cm", "--host", host, "get", "nobody", "--output", "json")
@@ -417,7 +446,7 @@ func TestAgentThatComesLateIsWaitedForIfAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.AfterFunc(150*time.Millisecond, func() { os.Rename(host+".later", host) })
-	if code, out, stderr := call("", "kanto-cm", "--host", host, "--timeout", "10", "list", "-q"); code != 0 || out != "id1 id2 id3\n" {
+	if code, out, stderr := call("", "kanto-cm", "--host", host, "--timeout", "10", "list", "-q"); code != 0 || out != "id1 id2 id3 id4 id5\n" {
 		t.Errorf("exit code %d, %q, %s", code, out, stderr)
 	}
 }
@@ -429,12 +458,98 @@ func TestCtrExecRunsCommandsAndExplainsItself(t *testing.T) {
 			t.Errorf("%q: exit code %d, %s", args, code, out)
 		}
 	}
+	for _, line := range []string{"-n one", "id1", "id1 --"} {
+		if code, _, stderr := call("", append([]string{"sdv-ctr-exec"}, strings.Fields(line)...)...); code != 2 {
+			t.Errorf("%s: exit code %d, %s", line, code, stderr)
+		}
+	}
 	for _, line := range []string{"id1 ls -l", "-n one ls -l", "id1 -- ls -l", "-n one -- ls -l"} {
 		f := newFake()
 		code, out, stderr := call("in", append([]string{"sdv-ctr-exec", "--host", serve(t, f)}, strings.Fields(line)...)...)
 		want := "exec id1 {Args:[ls -l] Env:[] Dir: User: TTY:false Privileged:false}"
 		if code != 3 || out != "in" || stderr != "err\n" || !slices.Equal(f.calls, []string{want}) {
 			t.Errorf("%s: exit code %d, %q, %q, engine %q", line, code, out, stderr, f.calls)
+		}
+	}
+}
+
+func TestHelpAndCompletionAreCommandsToo(t *testing.T) {
+	for line, same := range map[string]string{"help": "--help", "help stop": "stop --help", "help completion bash": "completion bash --help"} {
+		code, out, stderr := call("", append([]string{"kanto-cm"}, strings.Fields(line)...)...)
+		_, want, _ := call("", append([]string{"kanto-cm"}, strings.Fields(same)...)...)
+		if code != 0 || out != want || !strings.HasPrefix(out, "Usage: kanto-cm") {
+			t.Errorf("%s: exit code %d, %s%s", line, code, out, stderr)
+		}
+	}
+	if _, out, _ := call("", "kanto-cm", "help"); !strings.Contains(out, "3  there is no such container") || !strings.Contains(out, "\n  help ") {
+		t.Errorf("help: %s", out)
+	}
+	for shell, want := range map[string]string{"bash": "-F _sdvbox sdvbox kanto-cm\n", "zsh": "#compdef sdvbox kanto-cm\n", "fish": "in sdvbox kanto-cm\n"} {
+		if code, out, stderr := call("", "kanto-cm", "completion", shell); code != 0 || !strings.Contains(out, want) {
+			t.Errorf("%s: exit code %d, %s%s", shell, code, out, stderr)
+		}
+	}
+	for _, line := range []string{"help nonsense", "completion", "completion csh"} {
+		if code, out, stderr := call("", append([]string{"kanto-cm"}, strings.Fields(line)...)...); code != 2 || out != "" || stderr == "" {
+			t.Errorf("%s: exit code %d, %s", line, code, out)
+		}
+	}
+}
+
+func TestKeysToLeaveAreNotPassedOn(t *testing.T) {
+	for _, test := range []struct {
+		typed []string
+		want  string
+		left  bool
+	}{
+		{[]string{"ab", "c"}, "abc", false},
+		{[]string{"ab\x10\x11c"}, "ab", true},
+		{[]string{"ab\x10", "\x11c"}, "ab", true},
+		{[]string{"\x10", "\x10", "x", "\x11"}, "\x10\x10x\x11", false},
+		{[]string{"\x10", "\x10", "\x11"}, "\x10", true},
+	} {
+		var k keys
+		got, left := "", false
+		for _, text := range test.typed {
+			var passed []byte
+			passed, left = k.pass([]byte(text))
+			got += string(passed)
+		}
+		if got != test.want || left != test.left {
+			t.Errorf("%q: passed on %q, %t, want %q, %t", test.typed, got, left, test.want, test.left)
+		}
+	}
+}
+
+func TestDeployerKeepsWhatItCannotReplaceAndTakesItsTime(t *testing.T) {
+	f := newFake()
+	client := cmapi.NewClient(serve(t, f))
+	defer client.Close()
+	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	d := &deployer{dir: link, begun: true, tried: map[string]attempt{}, say: t.Logf}
+	for _, step := range []struct {
+		text  string
+		fails string
+		calls []string
+	}{
+		{`{"container_name":"one","image":{"name":"host/none:1"}}`, "no image", nil},
+		{`{"container_name":"one","image":{"name":"host/none:1"}}`, "", nil}, // not yet again
+		{`{"container_name":"one","image":{"name":"host/one:1"},"config":{"env":["=x"]}}`, "env", nil},
+		{`{"container_name":"one","image":{"name":"host/one:1"},"config":{"env":["A=1"]}}`, "", []string{"remove id1", "create", "start new"}},
+	} {
+		f.calls = nil
+		if err := os.WriteFile(filepath.Join(dir, "one.json"), []byte(step.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := d.deploy(t.Context(), client)
+		if step.fails == "" && err != nil || step.fails != "" && (err == nil || !strings.Contains(err.Error(), step.fails)) {
+			t.Errorf("%s: %v, want %q", step.text, err, step.fails)
+		}
+		if !slices.EqualFunc(f.calls, step.calls, strings.HasPrefix) {
+			t.Errorf("%s: engine %q, want %q", step.text, f.calls, step.calls)
 		}
 	}
 }

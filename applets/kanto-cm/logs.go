@@ -31,16 +31,12 @@ func newLogWriter(c *applet.Call, times, follow bool) *logWriter {
 func (w *logWriter) line(line []byte) error {
 	var entry logEntry
 	if !w.json || !w.since.IsZero() {
-		if err := json.Unmarshal(line, &entry); err != nil {
-			return fmt.Errorf("line of the log: %w", err)
+		if err := json.Unmarshal(line, &entry); err != nil { // damaged, and maybe what one looks for
+			entry = logEntry{Log: plain(string(line)) + "\n", Time: "?"}
 		}
 	}
 	if !w.since.IsZero() {
-		at, err := time.Parse(time.RFC3339, entry.Time)
-		if err != nil {
-			return fmt.Errorf("line of the log: %w", err)
-		}
-		if at.Before(w.since) {
+		if at, err := time.Parse(time.RFC3339, entry.Time); err == nil && at.Before(w.since) {
 			return nil
 		}
 	}

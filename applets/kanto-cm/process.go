@@ -19,6 +19,8 @@ import (
 
 // The commands that start processes.
 
+const leaving = "An interrupt ends only this command: the container goes on. With --i at the terminal of a container that has one, an interrupt is for the container, and Ctrl-P Ctrl-Q ends the command."
+
 func (s *Access) start() applet.Command {
 	type options struct {
 		Target
@@ -28,7 +30,7 @@ func (s *Access) start() applet.Command {
 	return applet.Command{
 		Name:        "start",
 		Summary:     "start a container",
-		Description: "With --a or --i, an interrupt ends only this command: the container goes on.",
+		Description: "With --a or --i: " + leaving,
 		Args:        "[ID]",
 		Options:     func() any { return &options{Target: Target{Access: s}} },
 		Exit:        []applet.ExitCode{{Code: 255, Meaning: "with --a and --i, 0 to 255: as the container"}},
@@ -52,7 +54,7 @@ func (s *Access) attach() applet.Command {
 	return applet.Command{
 		Name:        "attach",
 		Summary:     "show the output of a container that runs until it ends, and exit as the container does",
-		Description: "An interrupt ends only this command: the container goes on.",
+		Description: leaving,
 		Args:        "[ID]",
 		Options:     func() any { return &options{Target: Target{Access: s}} },
 		Exit:        []applet.ExitCode{{Code: 255, Meaning: "0 to 255: as the container"}},
@@ -70,8 +72,9 @@ func (s *Access) attach() applet.Command {
 
 // attached is not over before the output and the process have ended.
 func attached(ctx context.Context, c *applet.Call, client *cmapi.Client, found *ctrmodel.Container, input, start bool) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	outer := ctx
+	ctx, cancel := context.WithCancelCause(outer)
+	defer cancel(nil)
 	exits, ready := make(chan int64, 1), make(chan error, 1)
 	go func() {
 		err := client.Events(ctx, func() { ready <- nil }, func(e ctrmodel.Event) error {
@@ -90,6 +93,10 @@ func attached(ctx context.Context, c *applet.Call, client *cmapi.Client, found *
 	}
 	streams, restore := streams(ctx, c.Stdin, c.Stdout, c.Stderr, input, found.IOConfig.TTY)
 	defer restore()
+	if streams.Resize != nil { // our terminal is the container's
+		fmt.Fprintf(c.Stderr, "%s: Ctrl-P Ctrl-Q leaves the container running\r\n", c.Name)
+		streams.Stdin = &keys{Reader: c.Stdin, leave: func() { cancel(errEnough) }}
+	}
 	attached, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- client.Attach(ctx, found.ID, streams, func() { close(attached) }) }()
 	select {
@@ -98,12 +105,14 @@ func attached(ctx context.Context, c *applet.Call, client *cmapi.Client, found *
 		return or(err, "the container does not let its output be seen")
 	}
 	if start {
-		if err := client.Start(ctx, found.ID); err != nil {
+		if err := client.Start(outer, found.ID); err != nil { // who leaves early lets it start
 			return err
 		}
 	}
 	_ = unix.Kill(os.Getpid(), unix.SIGWINCH) // only now there is a terminal to have a size
-	if err := <-ended; err != nil {
+	if err := <-ended; context.Cause(ctx) == errEnough {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	select {
@@ -205,7 +214,7 @@ func CtrExec() applet.Command {
 		Options: func() any { return &options{Target: Target{Access: &Access{Host: defaultHost}}} },
 		Run: func(ctx context.Context, c *applet.Call) error {
 			o := c.Options.(*options)
-			if o.Usage || len(c.Args) == 0 {
+			if o.Usage || len(c.Args) == 0 && o.Name == "" {
 				return applet.Help
 			}
 			_, in := terminal(c.Stdin)

@@ -3,6 +3,7 @@
 package kantocm
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"os"
@@ -59,6 +60,42 @@ func streams(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, inp
 	}
 	s.Resize = sizes(ctx, fd)
 	return s, restore
+}
+
+// keys is what is typed at a terminal that passes on everything but the keys to leave.
+type keys struct {
+	io.Reader
+	leave func()
+	held  bool // the first of the two
+}
+
+const leaveKeys = "\x10\x11" // Ctrl-P Ctrl-Q
+
+func (k *keys) Read(p []byte) (int, error) {
+	buf := make([]byte, len(p)-1) // and what is held back
+	for {
+		n, err := k.Reader.Read(buf)
+		passed, left := k.pass(buf[:n])
+		if left {
+			k.leave()
+			select {} // the end would be that of the container's input, too
+		}
+		if n = copy(p, passed); n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// pass returns what is to be passed on, and whether nothing is to follow.
+func (k *keys) pass(data []byte) (passed []byte, left bool) {
+	if k.held {
+		data = append([]byte{leaveKeys[0]}, data...)
+	}
+	if passed, _, left = bytes.Cut(data, []byte(leaveKeys)); left {
+		return passed, true
+	}
+	passed, k.held = bytes.CutSuffix(data, []byte(leaveKeys[:1]))
+	return passed, false
 }
 
 // sizes tells the size of the terminal, now and when it changes.
