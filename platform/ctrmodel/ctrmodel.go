@@ -40,10 +40,10 @@ type Container struct {
 // Image is what a container is made from.
 type Image struct {
 	Name    string   `json:"name"`
-	Decrypt *Decrypt `json:"decrypt_config,omitempty"` // replaces the keys of the daemon
+	Decrypt *Decrypt `json:"decrypt_config,omitempty"` // kept for others; encrypted images do not run here
 }
 
-// Decrypt is what an encrypted image is opened with.
+// Decrypt is what an encrypted image would be opened with.
 type Decrypt struct {
 	Keys       []string `json:"keys,omitempty"`       // FILE[:PASSWORD]
 	Recipients []string `json:"recipients,omitempty"` // PROTOCOL:FILE

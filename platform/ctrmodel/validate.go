@@ -39,15 +39,18 @@ func (c *Container) Validate() error {
 			return invalid("hooks[%d]: path is missing", i)
 		}
 	}
-	for i, entry := range c.Config.Env {
+	for i, entry := range c.Config.Env { // whose values are often secrets
 		name, _, _ := strings.Cut(entry, "=")
 		if name == "" || name[0] >= '0' && name[0] <= '9' || !isAlphanumeric(rune(name[0])) && name[0] != '_' {
-			return invalid("config.env[%d] %q: expected NAME, NAME= or NAME=VALUE, the name with a letter or _ first", i, entry)
+			return invalid("config.env[%d] %.32q: expected NAME, NAME= or NAME=VALUE, the name with a letter or _ first", i, name)
+		}
+		if strings.Contains(entry, "\x00") {
+			return invalid("config.env[%d] %.32q contains a zero byte", i, name)
 		}
 	}
-	for _, text := range slices.Concat(c.Config.Env, c.Config.Cmd) {
-		if strings.Contains(text, "\x00") {
-			return invalid("config: %q contains a zero byte", text)
+	for i, arg := range c.Config.Cmd {
+		if strings.Contains(arg, "\x00") {
+			return invalid("config.cmd[%d] contains a zero byte", i)
 		}
 	}
 	if err := c.HostConfig.validate(); err != nil {

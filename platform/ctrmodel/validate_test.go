@@ -66,10 +66,12 @@ func TestFaultsOfAContainerAreNamed(t *testing.T) {
 		{"mount mode", func(c *Container) { c.Mounts = []Mount{{Source: "/a", Destination: "/b", Propagation: "x"}} }, `propagation mode "x", expected one of rprivate`},
 		{"hook", func(c *Container) { c.Hooks = []Hook{{}} }, "hooks[0]: path is missing"},
 
-		{"environment", env("A=1", "=x"), `config.env[1] "=x"`},
-		{"empty environment", env(""), `config.env[0] ""`},
-		{"environment with a digit", env("1A=x"), `config.env[0] "1A=x"`},
-		{"environment with a zero byte", env("A=\x00"), "zero byte"},
+		{"environment", env("A=1", "=s3cret"), `config.env[1] "":`},
+		{"empty environment", env(""), `config.env[0] "":`},
+		{"environment with a digit", env("1A=s3cret"), `config.env[0] "1A":`},
+		{"long environment", env("-" + strings.Repeat("x", 40) + "s3cret"), `config.env[0] "-xxx`},
+		{"environment with a zero byte", env("B=", "A=s3cret\x00"), `config.env[1] "A" contains a zero byte`},
+		{"command with a zero byte", func(c *Container) { c.Config.Cmd = []string{"a", "s3cret\x00"} }, "config.cmd[1] contains a zero byte"},
 
 		{"privileged with devices", host(func(h *HostConfig) { h.Privileged, h.Devices = true, []Device{{OnHost: "/dev/x"}} }), "host_config: devices"},
 		{"privileged with capabilities", host(func(h *HostConfig) { h.Privileged, h.ExtraCapabilities = true, []string{"CAP_X"} }), "host_config: extra_capabilities"},
@@ -114,7 +116,11 @@ func TestFaultsOfAContainerAreNamed(t *testing.T) {
 		{"swap below memory", resources(Resources{Memory: "8M", MemorySwap: "7M"}), "memory_swap 7M"},
 		{"unlimited memory", resources(Resources{Memory: "-1"}), "only memory_swap can be -1"},
 	} {
-		wantError(t, test.what, valid(test.change).Validate(), test.err)
+		err := valid(test.change).Validate()
+		wantError(t, test.what, err, test.err)
+		if err != nil && strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v tells secrets", test.what, err)
+		}
 	}
 }
 
