@@ -5,7 +5,8 @@
 //
 // A container goes on when the agent ends, even if it is killed, and its output waits in the FIFOs. What is taken out of a FIFO
 // goes into files next to it first, and a journal tells the next agent how far the last one came, so that nothing is lost or
-// said twice.
+// said twice. Not so if the log must not keep the container waiting: then what waits in memory is lost with an agent that is
+// killed, and what there is no room for is left out.
 package ctrlog
 
 import (
@@ -130,8 +131,8 @@ func (c *Console) Open() (Paths, error) {
 		if s.queue != nil {
 			s.queue.close()
 		}
+		c.endAttached(nil) // before there may be another process
 		close(s.ended)
-		c.endAttached(nil)
 	}()
 	return c.paths, nil
 }
@@ -205,8 +206,9 @@ func (c *Console) Reopen() error {
 // Close is for when the process has ended. What it has left in the FIFOs is written, and the FIFOs are removed.
 func (c *Console) Close() error {
 	err := c.Reopen()
-	c.finish(true)
-	c.endAttached(nil)
+	if !c.finish(true) {
+		c.endAttached(nil)
+	}
 	return errors.Join(err, os.RemoveAll(c.cfg.Dir))
 }
 
@@ -216,13 +218,14 @@ func (c *Console) Leave() {
 	c.finish(false)
 }
 
-func (c *Console) finish(drain bool) {
+// finish ends the session, and those who are attached with it. It reports whether there was one.
+func (c *Console) finish(drain bool) bool {
 	c.mu.Lock()
 	s := c.running
 	c.running = nil
 	c.mu.Unlock()
 	if s == nil {
-		return
+		return false
 	}
 	for _, st := range s.streams {
 		st.finish(drain)
@@ -232,6 +235,7 @@ func (c *Console) finish(drain bool) {
 	if c.log != nil {
 		c.log.close()
 	}
+	return true
 }
 
 // Remove is for when there is no container any more. It removes the log, too.
@@ -240,6 +244,7 @@ func (c *Console) Remove() error {
 	c.removed = true
 	c.mu.Unlock()
 	err := c.Close()
+	c.endAttached(nil) // those who wait for a next process, too
 	if c.log != nil {
 		err = errors.Join(err, c.log.remove())
 	}

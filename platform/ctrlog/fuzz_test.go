@@ -71,7 +71,9 @@ func FuzzReader(f *testing.F) {
 		var want []string
 		for _, part := range [][]byte{old, current} {
 			for line := range strings.Lines(string(part)) {
-				want = append(want, strings.TrimSuffix(line, "\n"))
+				if line, whole := strings.CutSuffix(line, "\n"); whole { // an agent that was killed has left the rest
+					want = append(want, line)
+				}
 			}
 		}
 		if n >= 0 {

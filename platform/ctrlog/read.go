@@ -90,16 +90,13 @@ func (r *reader) add(age int) error {
 }
 
 // measure looks how far the last part was written. The log is locked.
-func (r *reader) measure(current bool) error {
+func (r *reader) measure(current bool) (err error) {
 	p := &r.parts[len(r.parts)-1]
 	if current && r.log.f != nil {
 		p.end = r.log.size
 		return nil
 	}
-	fi, err := p.f.Stat()
-	if err == nil {
-		p.end = fi.Size()
-	}
+	p.end, err = wholeLines(p.f) // an agent that was killed may have left half a line
 	return err
 }
 
