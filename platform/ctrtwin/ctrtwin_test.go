@@ -414,6 +414,37 @@ func TestMessagesThatAreDeliveredTwiceAreCarriedOutOnce(t *testing.T) {
 	})
 }
 
+// The operation before may have undone what an operation was for.
+func TestRepeatedOperationIsCarriedOutUnlessItIsTheLastOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.radio()
+		r.begin()
+		order := func(name string, duplicate bool) {
+			id := "of " + name
+			r.bus.events <- mqttbus.Event{Kind: mqttbus.Received, Message: &mqttbus.Message{
+				Topic: "command//" + thing + "/req/" + id + "/" + name, Payload: []byte(requestOf(id, "Container:5f0c", name, "")), Duplicate: duplicate,
+			}}
+			synctest.Wait()
+		}
+		for _, name := range []string{"start", "stop", "stop", "start", "start"} {
+			order(name, false)
+		}
+		order("stop", true)
+		if got := strings.Join(r.engine.calls, ", "); got != "running radio, stopped radio, running radio" {
+			t.Error(got)
+		}
+		// What makes containers undoes nothing.
+		for _, id := range []string{"1", "2", "1"} {
+			r.request(id, "ContainerFactory", "create", `{"imageRef":"x:1"}`)
+			synctest.Wait()
+		}
+		if n := len(r.engine.all); n != 3 {
+			t.Errorf("%d containers", n)
+		}
+	})
+}
+
 func TestWhatCannotBeDoneIsAnsweredWithItsCode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

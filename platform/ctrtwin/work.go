@@ -34,32 +34,35 @@ func newWork() work { return work{lines: map[string][]func(){}} }
 
 // answer is what became of an operation.
 type answer struct {
-	id   string // of the correlation
-	sum  [sha256.Size]byte
-	at   time.Time
-	said func() // again; nil: under way, or nobody wants to know
+	id      string // of the correlation
+	feature string // whose order counts: the operation before may have undone what this one is for; empty: any
+	sum     [sha256.Size]byte
+	at      time.Time
+	said    func() // again; nil: under way, or nobody wants to know
 }
 
 // forget takes no message for the same as an earlier one any more.
 func (w *work) forget() { w.answers = nil }
 
 // remember returns the answer to an operation, and whether it is one that there has been already. It has if the last message
-// with this correlation id was the same: brokers, and those who carry messages to them, deliver some twice. Who uses an id for
-// several operations in turn is served nevertheless.
-func (w *work) remember(id, topic string, data []byte, now time.Time) (a *answer, again bool) {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s", topic, data))
+// with this correlation id was the same, and the last one of its feature: brokers, and those who carry messages to them, deliver
+// some twice. Who uses an id for several operations in turn is served nevertheless. Of a message that is said to be delivered
+// again it does not matter what has come in between.
+func (w *work) remember(id, feature string, msg *mqttbus.Message, now time.Time) (a *answer, again bool) {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s", msg.Topic, msg.Payload))
 	for i := len(w.answers) - 1; i >= 0; i-- {
-		if a := w.answers[i]; a.id == id {
-			if a.sum == sum && now.Sub(a.at) < redelivered {
-				return a, true
-			}
+		a := w.answers[i]
+		if a.id == id && a.sum == sum && now.Sub(a.at) < redelivered {
+			return a, true
+		}
+		if a.id == id || feature != "" && a.feature == feature && !msg.Duplicate {
 			break
 		}
 	}
 	if len(w.answers) == maxAnswers {
 		w.answers = w.answers[1:]
 	}
-	a = &answer{id: id, sum: sum, at: now}
+	a = &answer{id: id, feature: feature, sum: sum, at: now}
 	w.answers = append(w.answers, a)
 	return a, false
 }
@@ -87,7 +90,11 @@ func (t *Twin) operate(ctx context.Context, msg *mqttbus.Message) {
 		t.Log.Warn("message cannot be understood", "topic", msg.Topic, "error", err)
 		return
 	}
-	a, again := t.work.remember(op.CorrelationID, msg.Topic, msg.Payload, time.Now())
+	feature := op.Feature
+	if feature == ContainerFactory { // no container that it makes undoes another one
+		feature = ""
+	}
+	a, again := t.work.remember(op.CorrelationID, feature, msg, time.Now())
 	if again {
 		if a.said != nil {
 			a.said()
