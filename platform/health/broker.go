@@ -4,6 +4,7 @@ package health
 
 import (
 	"context"
+	"errors"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -71,6 +72,9 @@ func dial(ctx context.Context, hostport string, secure bool) (net.Conn, error) {
 }
 
 func brokerAddress(address string) (hostport string, secure bool, err error) {
+	if strings.Contains(address, "@") { // errors show what comes after this
+		return "", false, errors.New("broker address: user name and password do not belong into it")
+	}
 	expected := fmt.Errorf("broker address %q: expected HOST:PORT or tcp://HOST:PORT or ssl://HOST:PORT", address)
 	if !strings.Contains(address, "://") {
 		address = "tcp://" + address

@@ -163,6 +163,9 @@ func TestBrokerThatDoesNotAcceptFails(t *testing.T) {
 	}
 	expect(t, "nobody listens", judge(t, Broker("127.0.0.1:1")), "refused")
 	expect(t, "nonsense", judge(t, Broker("gopher://x")), "expected HOST:PORT")
+	if _, _, err := brokerAddress("gopher://user:hunter2@x"); err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("an address with a password: %v", err)
+	}
 }
 
 func TestSilentBrokerIsGivenUp(t *testing.T) {
