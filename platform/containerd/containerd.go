@@ -256,11 +256,6 @@ func (l Leases) Add(ctx context.Context, id string, r Resource) error {
 	return l.conn.call(ctx, "leases.v1.Leases/AddResource", &leaseResource{id, &r}, &empty{})
 }
 
-// Release lets a lease hold something no more.
-func (l Leases) Release(ctx context.Context, id string, r Resource) error {
-	return l.conn.call(ctx, "leases.v1.Leases/DeleteResource", &leaseResource{id, &r}, &empty{})
-}
-
 // Resources lists what a lease holds.
 func (l Leases) Resources(ctx context.Context, id string) ([]*Resource, error) {
 	var resp struct {

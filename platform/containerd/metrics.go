@@ -21,7 +21,6 @@ type metrics1 struct {
 
 type pids1 struct {
 	Current uint64 `pb:"1"`
-	Limit   uint64 `pb:"2"`
 }
 
 type cpu1 struct {
@@ -35,7 +34,6 @@ type usage1 struct {
 type memory1 struct {
 	TotalInactiveFile uint64        `pb:"29"`
 	Usage             *memory1Entry `pb:"33"`
-	Swap              *memory1Entry `pb:"34"` // with memory
 }
 
 type memory1Entry struct {
@@ -72,7 +70,6 @@ type memory2 struct {
 	InactiveFile uint64 `pb:"13"`
 	Usage        uint64 `pb:"32"`
 	UsageLimit   uint64 `pb:"33"`
-	SwapUsage    uint64 `pb:"34"`
 }
 
 type io2 struct {
@@ -95,19 +92,15 @@ func decodeMetrics(data *protobuf.Any) (m Metrics, err error) {
 		if err := protobuf.Unmarshal(data.Value, &v1); err != nil {
 			return m, err
 		}
-		pids, memory := orZero(v1.Pids), orZero(v1.Memory)
+		memory := orZero(v1.Memory)
 		usage := orZero(memory.Usage)
 		m = Metrics{
 			CPU:          time.Duration(orZero(orZero(v1.CPU).Usage).Total),
 			Memory:       usage.Usage,
 			MemoryLimit:  usage.Limit,
 			InactiveFile: memory.TotalInactiveFile,
-			Pids:         pids.Current,
-			PidsLimit:    pids.Limit,
+			Pids:         orZero(v1.Pids).Current,
 			OOMKills:     orZero(v1.OOM).Kills,
-		}
-		if swap := orZero(memory.Swap).Usage; swap > usage.Usage {
-			m.Swap = swap - usage.Usage
 		}
 		for _, e := range orZero(v1.Block).ServiceBytes {
 			switch strings.ToLower(e.Op) {
@@ -124,15 +117,13 @@ func decodeMetrics(data *protobuf.Any) (m Metrics, err error) {
 		if err := protobuf.Unmarshal(data.Value, &v2); err != nil {
 			return m, err
 		}
-		pids, memory := orZero(v2.Pids), orZero(v2.Memory)
+		memory := orZero(v2.Memory)
 		m = Metrics{
 			CPU:          time.Duration(orZero(v2.CPU).UsageMicroseconds) * time.Microsecond,
 			Memory:       memory.Usage,
 			MemoryLimit:  memory.UsageLimit,
 			InactiveFile: memory.InactiveFile,
-			Swap:         memory.SwapUsage,
-			Pids:         pids.Current,
-			PidsLimit:    pids.Limit,
+			Pids:         orZero(v2.Pids).Current,
 			OOMKills:     orZero(v2.Events).OOMKills,
 		}
 		for _, e := range orZero(v2.IO).Usage {

@@ -21,15 +21,15 @@ func TestMetricsOfBothVersionsOfControlGroups(t *testing.T) {
 		want Metrics
 	}{
 		{"io.containerd.cgroups.v1.Metrics", &metrics1{
-			Pids: &pids1{3, 100}, CPU: &cpu1{&usage1{5e9}},
-			Memory: &memory1{TotalInactiveFile: 1000, Usage: &memory1Entry{Limit: 9000, Usage: 4000}, Swap: &memory1Entry{Usage: 4500}},
+			Pids: &pids1{3}, CPU: &cpu1{&usage1{5e9}},
+			Memory: &memory1{TotalInactiveFile: 1000, Usage: &memory1Entry{Limit: 9000, Usage: 4000}},
 			Block:  &block1{[]*block1Entry{{"Read", 10}, {"Write", 20}, {"Sync", 30}, {"Total", 30}, {"Read", 1}}},
 			OOM:    &oom1{2},
-		}, Metrics{CPU: 5 * time.Second, Memory: 4000, MemoryLimit: 9000, InactiveFile: 1000, Swap: 500, Pids: 3, PidsLimit: 100, ReadBytes: 11, WriteBytes: 20, OOMKills: 2}},
+		}, Metrics{CPU: 5 * time.Second, Memory: 4000, MemoryLimit: 9000, InactiveFile: 1000, Pids: 3, ReadBytes: 11, WriteBytes: 20, OOMKills: 2}},
 		{"type.googleapis.com/io.containerd.cgroups.v2.Metrics", &metrics2{
-			Pids: &pids1{3, 100}, CPU: &cpu2{5e6}, Memory: &memory2{1000, 4000, 9000, 500},
+			Pids: &pids1{3}, CPU: &cpu2{5e6}, Memory: &memory2{1000, 4000, 9000},
 			IO: &io2{[]*io2Entry{{10, 20}, {1, 0}}}, Events: &events2{2},
-		}, Metrics{CPU: 5 * time.Second, Memory: 4000, MemoryLimit: 9000, InactiveFile: 1000, Swap: 500, Pids: 3, PidsLimit: 100, ReadBytes: 11, WriteBytes: 20, OOMKills: 2}},
+		}, Metrics{CPU: 5 * time.Second, Memory: 4000, MemoryLimit: 9000, InactiveFile: 1000, Pids: 3, ReadBytes: 11, WriteBytes: 20, OOMKills: 2}},
 		{"io.containerd.cgroups.v1.Metrics", &metrics1{}, Metrics{}},
 		{"io.containerd.cgroups.v2.Metrics", &metrics2{}, Metrics{}},
 	} {

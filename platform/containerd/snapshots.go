@@ -139,34 +139,9 @@ func (s Snapshots) Stat(ctx context.Context, key string) (*Snapshot, error) {
 	return orZero(resp.Info), nil
 }
 
-// SetLabels sets labels of a snapshot, and removes those which are set to "". Others stay.
-func (s Snapshots) SetLabels(ctx context.Context, key string, labels map[string]string) error {
-	type request struct {
-		Snapshotter string     `pb:"1"`
-		Info        *Snapshot  `pb:"2"`
-		Mask        *fieldMask `pb:"3"`
-	}
-	var paths []string
-	for key := range labels {
-		paths = append(paths, "labels."+key)
-	}
-	return s.conn.call(ctx, "snapshots.v1.Snapshots/Update",
-		&request{s.Snapshotter, &Snapshot{Name: key, Labels: labels}, mask(paths)}, &empty{})
-}
-
 // Remove removes a snapshot, on which there must not be another.
 func (s Snapshots) Remove(ctx context.Context, key string) error {
 	return s.conn.call(ctx, "snapshots.v1.Snapshots/Remove", &snapshotRequest{Snapshotter: s.Snapshotter, Key: key}, &empty{})
-}
-
-// Usage is how many bytes and inodes a snapshot has that its parent has not.
-func (s Snapshots) Usage(ctx context.Context, key string) (bytes, inodes int64, err error) {
-	var resp struct {
-		Size   int64 `pb:"1"`
-		Inodes int64 `pb:"2"`
-	}
-	err = s.conn.call(ctx, "snapshots.v1.Snapshots/Usage", &snapshotRequest{Snapshotter: s.Snapshotter, Key: key}, &resp)
-	return resp.Size, resp.Inodes, err
 }
 
 // List lists the snapshots that one of the filters matches, all if there is none.

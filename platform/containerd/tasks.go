@@ -91,11 +91,6 @@ func (c Containers) Create(ctx context.Context, container *Container) (*Containe
 	return c.container(ctx, "Create", &containerMessage{Container: container})
 }
 
-// Update changes the fields of a container, like spec and labels.KEY, or all if there is none.
-func (c Containers) Update(ctx context.Context, container *Container, fields ...string) (*Container, error) {
-	return c.container(ctx, "Update", &containerMessage{container, mask(fields)})
-}
-
 // Delete deletes a container. Containerd does not look whether it has a task.
 func (c Containers) Delete(ctx context.Context, id string) error {
 	return c.conn.call(ctx, "containers.v1.Containers/Delete", &byID{id}, &empty{})
@@ -318,22 +313,6 @@ func (t Tasks) Update(ctx context.Context, id string, resources any) error {
 	return t.call(ctx, "Update", &request{id, r}, &empty{})
 }
 
-// Pids lists the processes of a container.
-func (t Tasks) Pids(ctx context.Context, id string) ([]uint32, error) {
-	type info struct {
-		Pid uint32 `pb:"1"`
-	}
-	var resp struct {
-		Processes []*info `pb:"1"`
-	}
-	err := t.call(ctx, "ListPids", &byID{id}, &resp)
-	var pids []uint32
-	for _, p := range resp.Processes {
-		pids = append(pids, p.Pid)
-	}
-	return pids, err
-}
-
 // Metrics is what a container uses. A limit that there is not is 0 or larger than the machine.
 type Metrics struct {
 	ID           string
@@ -342,9 +321,7 @@ type Metrics struct {
 	Memory       uint64        // with the page cache
 	MemoryLimit  uint64
 	InactiveFile uint64 // part of the page cache that is free for the asking
-	Swap         uint64
 	Pids         uint64
-	PidsLimit    uint64
 	ReadBytes    uint64 // from block devices
 	WriteBytes   uint64
 	OOMKills     uint64

@@ -259,27 +259,9 @@ func WithHeader(ctx context.Context, key, value string) context.Context {
 	return context.WithValue(ctx, outgoing{}, h)
 }
 
-type incoming struct{}
-
-// Header is metadata of the call that a server's handler has got the context for, "" if there is none.
-func Header(ctx context.Context, key string) string {
-	h, _ := ctx.Value(incoming{}).(http.Header)
-	value := h.Get(key)
-	if isBinary(key) {
-		b, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(value, "="))
-		if err != nil {
-			return ""
-		}
-		return string(b)
-	}
-	return value
-}
-
 func encodeValue(key, value string) string {
-	if isBinary(key) {
+	if strings.HasSuffix(strings.ToLower(key), "-bin") {
 		return base64.RawStdEncoding.EncodeToString([]byte(value))
 	}
 	return value
 }
-
-func isBinary(key string) bool { return strings.HasSuffix(strings.ToLower(key), "-bin") }

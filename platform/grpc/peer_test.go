@@ -57,6 +57,7 @@ func TestServerGetsAlongWithClientsOfGrpcGo(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := NewServer()
+			withHeaders(s)
 			defer s.Shutdown(t.Context())
 			ended := make(chan error, 10)
 			s.Unary("/t.T/Echo", func(ctx context.Context, decode func(any) error) (any, error) {
@@ -75,7 +76,7 @@ func TestServerGetsAlongWithClientsOfGrpcGo(t *testing.T) {
 					ended <- ctx.Err()
 					return nil, ctx.Err()
 				case "metadata":
-					m.Value = fmt.Sprintf("%q %q", Header(ctx, "key"), Header(ctx, "raw-bin"))
+					m.Value = fmt.Sprintf("%q %q", header(ctx, "key"), header(ctx, "raw-bin"))
 				}
 				return &m, nil
 			})

@@ -159,7 +159,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/grpc")
-	err := s.handle(&call{context.WithValue(r.Context(), incoming{}, r.Header), w, r.Body}, r)
+	err := s.handle(&call{r.Context(), w, r.Body}, r)
 	h.Set(http.TrailerPrefix+"Grpc-Status", strconv.Itoa(int(CodeOf(err))))
 	if err != nil {
 		h.Set(http.TrailerPrefix+"Grpc-Message", encodeMessage(err.Error()))

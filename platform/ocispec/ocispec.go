@@ -41,7 +41,7 @@ const (
 // there is a FailedPrecondition.
 func Build(c *ctrmodel.Container, img v1.ImageConfig, o Options) (*specs.Spec, error) {
 	h := &c.HostConfig
-	user, err := LookUpUser(img.User, o.Rootfs)
+	user, err := lookUpUser(img.User, o.Rootfs)
 	if err != nil {
 		return nil, err
 	}

@@ -234,7 +234,7 @@ func TestUsers(t *testing.T) {
 		{"-1", 0, nil, "user"},
 		{":video", 0, nil, "user"},
 	} {
-		u, err := LookUpUser(test.text, dir)
+		u, err := lookUpUser(test.text, dir)
 		switch {
 		case test.err != "":
 			if err == nil || !strings.Contains(err.Error(), test.err) || ctrmodel.KindOf(err) != ctrmodel.InvalidArgument {
@@ -249,7 +249,7 @@ func TestUsers(t *testing.T) {
 			t.Errorf("NeedsRootfs(%q) = %v", text, !want)
 		}
 	}
-	if u, err := LookUpUser("5", t.TempDir()); err != nil || u.UID != 5 {
+	if u, err := lookUpUser("5", t.TempDir()); err != nil || u.UID != 5 {
 		t.Errorf("without files: %+v, %v", u, err)
 	}
 }
@@ -273,7 +273,7 @@ func TestImageCannotLeadOutOfItself(t *testing.T) {
 		if err := make(filepath.Join(dir, "etc/passwd")); err != nil {
 			t.Fatal(err)
 		}
-		if u, err := LookUpUser("radio", dir); err == nil {
+		if u, err := lookUpUser("radio", dir); err == nil {
 			t.Errorf("%s: got %+v", what, u)
 		}
 	}
@@ -287,7 +287,7 @@ func TestImageCannotLeadOutOfItself(t *testing.T) {
 	if err := os.Symlink("/users", filepath.Join(dir, "etc/passwd")); err != nil {
 		t.Fatal(err)
 	}
-	if u, err := LookUpUser("radio", dir); err != nil || u.UID != 1 {
+	if u, err := lookUpUser("radio", dir); err != nil || u.UID != 1 {
 		t.Errorf("absolute link within the image: %+v, %v", u, err)
 	}
 }
@@ -299,7 +299,7 @@ func FuzzUser(f *testing.F) {
 	f.Fuzz(func(t *testing.T, user, passwd, group string) {
 		os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte(passwd), 0o644)
 		os.WriteFile(filepath.Join(dir, "etc/group"), []byte(group), 0o644)
-		u, err := LookUpUser(user, dir)
+		u, err := lookUpUser(user, dir)
 		if err == nil && (len(u.AdditionalGids) == 0 || u.AdditionalGids[0] != u.GID) {
 			t.Errorf("%+v", u)
 		}

@@ -37,7 +37,7 @@ func Process(s *specs.Spec, o ctrmodel.ExecOptions, h Host, rootfs string) (*spe
 	}
 	if o.User != "" {
 		var err error
-		if p.User, err = LookUpUser(o.User, rootfs); err != nil {
+		if p.User, err = lookUpUser(o.User, rootfs); err != nil {
 			return nil, err
 		}
 	}
@@ -120,9 +120,9 @@ func number(text string) (uint32, bool) {
 	return uint32(n), err == nil && n < math.MaxUint32 // that one is nobody at all
 }
 
-// LookUpUser is what USER[:GROUP] means, each a name or a number, with the files in rootfs. Without a group, it is all the groups
+// lookUpUser is what USER[:GROUP] means, each a name or a number, with the files in rootfs. Without a group, it is all the groups
 // of the user.
-func LookUpUser(text, rootfs string) (specs.User, error) {
+func lookUpUser(text, rootfs string) (specs.User, error) {
 	u, err := lookUp(text, rootfs)
 	// As login does. Files may be closed to a group, even if they are open to all others.
 	u.AdditionalGids = slices.Insert(u.AdditionalGids, 0, u.GID)
