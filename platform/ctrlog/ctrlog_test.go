@@ -480,6 +480,29 @@ func TestAttach(t *testing.T) {
 	}
 }
 
+func TestWhoAttachesAfterTheEndWaitsForTheNextProcess(t *testing.T) {
+	c := newConsole(t, nil)
+	newProcess(t, c).end()
+	<-c.Ended()
+	var out bytes.Buffer
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- c.Attach(t.Context(), ctrmodel.Streams{Stdout: &out}, func() { close(ready) }) }()
+	<-ready
+	closed(t, c)
+	next := newProcess(t, c)
+	next.print("next")
+	next.end()
+	closed(t, c)
+	if err := <-ended; err != nil || out.String() != "next" {
+		t.Errorf("got %q, %v", &out, err)
+	}
+	go func() { ended <- c.Attach(t.Context(), ctrmodel.Streams{}, nil) }()
+	if err := c.Remove(); err != nil {
+		t.Error(err)
+	}
+	<-ended // there is no next one
+}
+
 func TestEndOfInput(t *testing.T) {
 	told, shim := make(chan struct{}), make(chan *process, 1)
 	c := newConsole(t, func(cfg *Config) {

@@ -775,6 +775,27 @@ func TestClientConnectsWhenTheServerComes(t *testing.T) {
 	}
 }
 
+// costly is a context of which each child keeps a goroutine.
+type costly struct {
+	context.Context
+	done chan struct{}
+}
+
+func (c costly) Done() <-chan struct{} { return c.done }
+
+func TestAStreamThatDoesNotBeginLeavesNothing(t *testing.T) {
+	noLeaks(t)
+	c := NewClient("unix:" + filepath.Join(t.TempDir(), "absent"))
+	defer c.Close()
+	st, err := c.Stream(costly{t.Context(), make(chan struct{})}, "/t.T/Down")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Recv(&message{}); CodeOf(err) != Unavailable {
+		t.Error(err)
+	}
+}
+
 func TestCloseEndsCalls(t *testing.T) {
 	c, _ := serve(t, func(s *Server) {
 		s.Stream("/t.T/Block", func(ctx context.Context, st *ServerStream) error {
