@@ -57,6 +57,8 @@ type deployer struct {
 	next     time.Time // of that attempt
 }
 
+func newDeployer() deployer { return deployer{} }
+
 // deployment is what to do about a descriptor.
 type deployment int
 

@@ -339,8 +339,26 @@ func TestUnreadableRecordHarmsNobody(t *testing.T) {
 	dir := filepath.Join(r.cfg.StateDir, "containers")
 	r.must(os.WriteFile(filepath.Join(dir, bad, recordName), []byte(`{"container_id": "other"}`), 0o600))
 	r.must(os.Mkdir(filepath.Join(dir, "empty"), 0o700))
+	r.fake.used = nil
 	r.start()
 	r.awaitStatus(good, ctrmodel.Running)
+	// It may run: what it has stays, and so does what it may be made of.
+	r.fake.mu.Lock()
+	kept := r.fake.kept
+	r.fake.mu.Unlock()
+	if !slices.Contains(kept, bad) || !slices.Contains(kept, good) {
+		t.Errorf("only %v are kept", kept)
+	}
+	_, err := r.Create(t.Context(), &ctrmodel.Container{ID: bad, Image: ctrmodel.Image{Name: "other"}})
+	r.wantKind(err, ctrmodel.AlreadyExists)
+	r.must(r.Remove(t.Context(), r.make("short"), false, force)) // after which unused images are removed
+	time.Sleep(50 * time.Millisecond)
+	r.fake.mu.Lock()
+	used := r.fake.used
+	r.fake.mu.Unlock()
+	if used != nil {
+		t.Errorf("images are removed, only %v in use", used)
+	}
 	if _, err := r.Get(t.Context(), bad); err == nil {
 		t.Error("there is a container with the record of another one")
 	}

@@ -104,6 +104,8 @@ type Engine struct {
 	deployer deployer
 	boot     string // tells this run of the machine from others
 
+	unreadable []string // ids of containers that are left alone, because nobody can tell what is wanted of them
+
 	orphaned chan struct{} // there is one more of the orphans
 
 	mu          sync.Mutex
@@ -126,12 +128,12 @@ func newEngine(cfg Config, b backend) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store of containers: %w", err)
 	}
-	records, err := s.load(cfg.Log)
+	records, unreadable, err := s.load(cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("store of containers: %w", err)
 	}
 	e := &Engine{
-		Config: cfg, store: s, backend: b,
+		Config: cfg, store: s, backend: b, unreadable: unreadable, deployer: newDeployer(),
 		times:  times{connect: 3 * time.Second, retry: time.Second, call: time.Minute},
 		actors: map[string]*actor{}, names: map[string]string{}, successions: map[string]Succession{},
 		orphans: map[string]bool{}, orphaned: make(chan struct{}, 1),
@@ -202,6 +204,9 @@ func (e *Engine) connect(ctx context.Context) {
 		var keep []*ctrmodel.Container
 		for _, a := range e.list() {
 			keep = append(keep, &a.view.Load().Container)
+		}
+		for _, id := range e.unreadable {
+			keep = append(keep, &ctrmodel.Container{ID: id})
 		}
 		connected := false
 		err := e.backend.Connect(ctx, keep, func() {
@@ -364,6 +369,9 @@ func (e *Engine) add(r *record) error {
 	defer e.mu.Unlock()
 	if e.actors[r.ID] != nil {
 		return ctrmodel.Errorf(ctrmodel.AlreadyExists, "there is a container with id %s already", r.ID)
+	}
+	if slices.Contains(e.unreadable, r.ID) {
+		return ctrmodel.Errorf(ctrmodel.AlreadyExists, "there is a container with id %s already, whose record cannot be read", r.ID)
 	}
 	if r.Replaces != "" {
 		_, replaced := e.successor(r.Replaces)
@@ -617,7 +625,7 @@ func (e *Engine) collect(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		err := e.connected(ctx)
-		if err == nil {
+		if err == nil && len(e.unreadable) == 0 { // else nobody knows all that is used
 			err = e.backend.Collect(ctx, e.UsedImages())
 		}
 		if err != nil && ctx.Err() == nil && ctrmodel.KindOf(err) != ctrmodel.Unavailable {

@@ -33,6 +33,7 @@ type fake struct {
 	removed  []string        // images
 	moved    int             // how often image names have come to stand for something else
 	used     map[string]bool // when images were collected the last time
+	kept     []string        // what the engine wanted to be kept when it connected the last time
 
 	// Behaviour by name of the container.
 	prepare func(ctx context.Context, c *ctrmodel.Container) error
@@ -146,6 +147,10 @@ func (f *fake) launched(id string) int {
 func (f *fake) Connect(ctx context.Context, keep []*ctrmodel.Container, up func(), oom func(string)) error {
 	f.mu.Lock()
 	down, off := f.down, f.off
+	f.kept = nil
+	for _, c := range keep {
+		f.kept = append(f.kept, c.ID)
+	}
 	f.mu.Unlock()
 	if off {
 		return errDown

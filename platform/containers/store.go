@@ -72,13 +72,12 @@ func openStore(dir, original string, log *slog.Logger) (store, error) {
 	return s, durable.Rename(next.dir, dir)
 }
 
-// load returns the records. One that cannot be read is left out, and left where it is.
-func (s store) load(log *slog.Logger) ([]*record, error) {
+// load returns the records. One that cannot be read is left where it is; there is only its id.
+func (s store) load(log *slog.Logger) (records []*record, unreadable []string, err error) {
 	dirs, err := os.ReadDir(s.dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var records []*record
 	for _, d := range dirs {
 		path := filepath.Join(s.dir, d.Name(), recordName)
 		data, err := os.ReadFile(path)
@@ -97,11 +96,12 @@ func (s store) load(log *slog.Logger) ([]*record, error) {
 		}
 		if err != nil {
 			log.Error("cannot read the record of a container, left alone", "file", path, "error", err)
+			unreadable = append(unreadable, d.Name())
 			continue
 		}
 		records = append(records, r)
 	}
-	return records, nil
+	return records, unreadable, nil
 }
 
 func (r *record) check(id string) error {
