@@ -106,7 +106,7 @@ beside = 2>&1 | sed -u 's/^/| /'
 test-parts: modules
 	$(suite) -timeout 20m $$(go list ./... | grep -vE '/testing/(e2e|powercut|rescue|vehicle)$$')
 test-lives: modules
-	$(suite) -timeout 20m ./testing/e2e
+	$(suite) -timeout 30m ./testing/e2e
 test-vehicles: modules
 	nice -n 19 $(suite) -timeout 20m -p 1 ./testing/powercut ./testing/rescue ./testing/vehicle $(beside)
 	$(MAKE) --no-print-directory fuzz
