@@ -6,22 +6,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/images"
 )
 
-// rank is what an order may interrupt: those of lower rank.
+// rank is what an order may interrupt: those of lower rank, and a stop another stop, which might take for ever.
 type rank int
 
 const (
 	starting rank = iota
 	stopping
+	creating
 	removing
 )
+
+func (r rank) interrupts(other rank) bool { return other < r || other == r && r == stopping }
 
 var errInterrupted = ctrmodel.Errorf(ctrmodel.Cancelled, "interrupted by an order to stop or remove the container")
 
@@ -31,6 +36,20 @@ type order struct {
 	run    func(*actor, context.Context) error
 	cancel context.CancelCauseFunc
 	done   chan error
+}
+
+func newOrder(r rank, run func(*actor, context.Context) error) *order {
+	return &order{rank: r, run: run, done: make(chan error, 1)}
+}
+
+// wait returns the outcome, unless the caller has to go before.
+func (o *order) wait(ctx context.Context) error {
+	select {
+	case err := <-o.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // actor is the goroutine of one container.
@@ -47,16 +66,18 @@ type actor struct {
 	inside  bool          // there is a process, or may be; the engine's lock is for it
 
 	// What only the goroutine uses.
-	rec     *record
-	proc    *process    // that is watched
-	timer   *time.Timer // until the next settle
-	waiting bool        // for the restart policy's pause
-	stuck   bool        // the end of the process could not be dealt with, which the timer repeats
-	held    bool        // at rest for a while, whatever is wanted
-	unclean bool        // something may be left of a process that has not been started
-	pauses  pauses
-	said    string // the last failure, to be said once
-	untold  func() // tells that a process has ended; everybody expects its output to be in the log then
+	rec       *record
+	proc      *process    // that is watched
+	timer     *time.Timer // until the next settle
+	due       time.Time   // of that
+	notBefore time.Time   // the restart policy's pause ends
+	stuck     bool        // the end of the process could not be dealt with, which the timer repeats
+	held      bool        // at rest for a while, whatever is wanted
+	final     bool        // if it gets there, that is what is wanted from then on
+	unclean   bool        // something may be left of a process that has not been started
+	pauses    pauses
+	said      string // the last failure, to be said once
+	untold    func() // tells that a process has ended; everybody expects its output to be in the log then
 }
 
 // process is one that runs, or ran. Its end is a state, not an event: it does not matter who looks when.
@@ -93,9 +114,9 @@ func (e *Engine) do(ctx context.Context, id string, r rank, run func(*actor, con
 	if err := e.connected(ctx); err != nil {
 		return err
 	}
-	o := &order{rank: r, run: run, done: make(chan error, 1)}
+	o := newOrder(r, run)
 	for sent := false; !sent; {
-		if cur := a.current.Load(); cur != nil && cur.rank < r {
+		if cur := a.current.Load(); cur != nil && r.interrupts(cur.rank) {
 			cur.cancel(errInterrupted)
 		}
 		select {
@@ -110,12 +131,7 @@ func (e *Engine) do(ctx context.Context, id string, r rank, run func(*actor, con
 			return ctx.Err()
 		}
 	}
-	select {
-	case err := <-o.done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return o.wait(ctx)
 }
 
 // look makes the actor compare what is wanted with what there is.
@@ -126,8 +142,17 @@ func (a *actor) look() {
 	}
 }
 
-func (a *actor) loop(ctx context.Context) {
+// loop runs the first order, if there is one, and those that come then.
+func (a *actor) loop(ctx context.Context, next *order) {
 	for {
+		if next != nil {
+			a.run(ctx, next)
+			select {
+			case <-a.gone:
+				return
+			default:
+			}
+		}
 		var ended <-chan struct{}
 		if a.proc != nil && !a.stuck {
 			ended = a.proc.ended
@@ -136,26 +161,21 @@ func (a *actor) loop(ctx context.Context) {
 		if a.timer != nil {
 			due = a.timer.C
 		}
-		next := &order{rank: starting, run: (*actor).keep}
+		next = &order{rank: starting, run: (*actor).keep}
 		select {
 		case next = <-a.orders:
 		case <-ended:
 		case <-due:
-			a.cancelTimer()
+			a.timer, a.stuck = nil, false
 		case <-a.again:
 			a.stuck = false
 		case <-ctx.Done():
 			return
 		}
-		a.run(ctx, next)
-		select {
-		case <-a.gone:
-			return
-		default:
-		}
 	}
 }
 
+// run carries out an order. Whatever comes of it, after that the container is as wanted, or something is armed that goes on.
 func (a *actor) run(ctx context.Context, o *order) {
 	ctx, o.cancel = context.WithCancelCause(ctx)
 	a.current.Store(o)
@@ -165,6 +185,12 @@ func (a *actor) run(ctx context.Context, o *order) {
 		err = cause
 	}
 	o.cancel(nil)
+	if err != nil {
+		a.wait(a.e.times.retry)
+	}
+	if pause := time.Until(a.notBefore); pause > 0 {
+		a.wait(pause)
+	}
 	if o.done != nil {
 		o.done <- err
 	}
@@ -175,7 +201,7 @@ func (a *actor) goal() Goal {
 	switch {
 	case a.rec.State.Status == ctrmodel.Dead:
 		return Gone
-	case a.rec.Run && !a.rec.Parked && !a.held && !a.waiting && a.e.enter(a):
+	case a.rec.Run && !a.rec.Parked && !a.held && time.Until(a.notBefore) <= 0 && a.e.enter(a):
 		return Running
 	}
 	return AtRest
@@ -191,11 +217,14 @@ func (a *actor) resting() bool {
 // settle takes the container to its goal. The options are for a process that has to be ended on the way.
 func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
 	is, err := a.see(ctx)
+	if err == nil || a.e.Ready() == nil { // one that cannot be looked at must not hold up all others
+		defer a.settled()
+	}
 	if err != nil {
 		return err
 	}
-	defer a.settled()
 	is.Watched, is.Recorded = a.proc.alive(), a.rec.State.HasProcess() || a.proc != nil
+	a.freeze(is.Task)
 	defer func() {
 		if a.untold != nil {
 			a.untold()
@@ -210,7 +239,7 @@ func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
 		case Prepare:
 			err = a.prepare(ctx)
 		case Adopt:
-			err = a.adopt(ctx, is.Task == TaskPaused)
+			err = a.adopt(ctx, is.Task)
 		case Kill:
 			killed = true
 			err = a.kill(ctx, o, is.Task == TaskPaused)
@@ -251,7 +280,7 @@ func (a *actor) bounded(ctx context.Context, step func(context.Context, *ctrmode
 func (a *actor) prepare(ctx context.Context) error {
 	digest, err := a.e.backend.Prepare(ctx, &a.rec.Container)
 	if err != nil {
-		if ctrmodel.KindOf(err) != ctrmodel.Unavailable {
+		if !passing(err) {
 			err = notLaunched{err}
 		}
 		return err
@@ -263,9 +292,7 @@ func (a *actor) prepare(ctx context.Context) error {
 // release clears away what a process needs. What fails must not be forgotten: nobody but the actor may know of it.
 func (a *actor) release(ctx context.Context) error {
 	err := a.bounded(ctx, a.e.backend.Release)
-	if a.unclean = err != nil; a.unclean {
-		a.wait(a.e.times.retry)
-	}
+	a.unclean = err != nil
 	return err
 }
 
@@ -297,7 +324,6 @@ func (a *actor) failed(err error) {
 	var n notLaunched
 	if !errors.As(err, &n) {
 		a.stuck = true
-		a.wait(a.e.times.retry)
 		if a.said != err.Error() {
 			a.said = err.Error()
 			log.Warn("container is not as wanted, trying again")
@@ -322,24 +348,29 @@ func (a *actor) restartable(failed bool) bool {
 			ran = time.Since(a.proc.since)
 		}
 		a.rec.RestartCount++
-		a.waiting = true
-		a.wait(a.pauses.next(ran, p.RetryTimeout))
+		a.notBefore = time.Now().Add(a.pauses.next(ran, p.RetryTimeout))
 	}
 	return a.rec.Run
 }
 
+// wait arms the timer, unless it is to go off before that anyway.
 func (a *actor) wait(d time.Duration) {
+	due := time.Now().Add(d)
 	if a.timer != nil {
+		if a.due.Before(due) {
+			return
+		}
 		a.timer.Stop()
 	}
-	a.timer = time.NewTimer(d)
+	a.timer, a.due = time.NewTimer(d), due
 }
 
+// cancelTimer calls off all that is still to come.
 func (a *actor) cancelTimer() {
 	if a.timer != nil {
 		a.timer.Stop()
 	}
-	a.timer, a.waiting, a.stuck = nil, false, false
+	a.timer, a.notBefore, a.stuck = nil, time.Time{}, false
 }
 
 // save writes the record.
@@ -412,22 +443,17 @@ func (a *actor) watch(since time.Time) {
 }
 
 func (a *actor) launch(ctx context.Context) error {
-	select { // many at a time would only hinder each other
-	case a.e.launches <- struct{}{}:
-		defer func() { <-a.e.launches }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 	if a.rec.Digest == "" { // of an agent that did not keep it
 		if err := a.prepare(ctx); err != nil {
 			return err
 		}
 	}
-	a.oom.Store(false)
 	before := a.rec.State
-	bound, cancel := context.WithTimeout(ctx, a.e.times.call)
-	defer cancel()
-	pid, err := a.e.backend.Launch(bound, &a.rec.Container, a.rec.Digest)
+	var pid int64
+	image, err := a.e.backend.Image(ctx, &a.rec.Container, a.rec.Digest)
+	if err == nil {
+		pid, err = a.process(ctx, image)
+	}
 	if err != nil {
 		// Whatever has been made must not be in the way of the next attempt, even if this one has been interrupted.
 		if rerr := a.release(context.WithoutCancel(ctx)); rerr != nil {
@@ -440,7 +466,7 @@ func (a *actor) launch(ctx context.Context) error {
 		if a.rec.State.SetNotStarted(err.Error()); a.rec.State != before {
 			a.commit(ctrmodel.ActionStopped)
 		}
-		if ctrmodel.KindOf(err) == ctrmodel.Unavailable {
+		if passing(err) {
 			return err
 		}
 		return notLaunched{err}
@@ -453,7 +479,34 @@ func (a *actor) launch(ctx context.Context) error {
 	return nil
 }
 
-func (a *actor) adopt(ctx context.Context, paused bool) error {
+// process starts one. Many at a time would only hinder each other.
+func (a *actor) process(ctx context.Context, image images.Image) (pid int64, err error) {
+	select {
+	case a.e.launches <- struct{}{}:
+		defer func() { <-a.e.launches }()
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	a.oom.Store(false)
+	ctx, cancel := context.WithTimeout(ctx, a.e.times.call)
+	defer cancel()
+	return a.e.backend.Launch(ctx, &a.rec.Container, image)
+}
+
+// freeze takes note of a process that is paused, or goes on, whoever did that.
+func (a *actor) freeze(t Task) {
+	switch s := &a.rec.State; {
+	case !a.proc.alive():
+	case t == TaskPaused && s.Status == ctrmodel.Running:
+		s.SetPaused()
+		a.commit(ctrmodel.ActionPaused)
+	case t == TaskRunning && s.Status == ctrmodel.Paused:
+		s.SetResumed()
+		a.commit(ctrmodel.ActionResumed)
+	}
+}
+
+func (a *actor) adopt(ctx context.Context, t Task) error {
 	bound, cancel := context.WithTimeout(ctx, a.e.times.call)
 	defer cancel()
 	pid, err := a.e.backend.Adopt(bound, &a.rec.Container)
@@ -465,13 +518,16 @@ func (a *actor) adopt(ctx context.Context, paused bool) error {
 		since = time.Now()
 	}
 	a.watch(since)
+	if a.rec.State.Status == ctrmodel.Dead { // which is also the wish that it goes
+		return nil
+	}
 	before := a.rec.State
 	if !before.HasProcess() {
 		a.rec.State.SetRunning(pid, since)
 	}
 	a.rec.State.PID, a.rec.StartedBefore, a.rec.Boot = pid, true, a.e.boot
 	switch {
-	case paused:
+	case t == TaskPaused:
 		a.rec.State.SetPaused()
 	case before.Status == ctrmodel.Paused:
 		a.rec.State.SetResumed()
@@ -494,7 +550,7 @@ func (a *actor) kill(ctx context.Context, o ctrmodel.StopOptions, paused bool) e
 	}
 	timeout := a.e.StopTimeout
 	if o.Timeout > 0 {
-		timeout = time.Duration(o.Timeout) * time.Second
+		timeout = time.Duration(min(o.Timeout, math.MaxInt64/int64(time.Second))) * time.Second
 	}
 	for {
 		if signal == syscall.SIGKILL { // which nobody can ignore, but a busy machine may take its time
@@ -514,6 +570,9 @@ func (a *actor) kill(ctx context.Context, o ctrmodel.StopOptions, paused bool) e
 			return ctrmodel.Errorf(ctrmodel.DeadlineExceeded, "container %s still runs %v after %v", a.rec.Name, timeout, signal)
 		}
 		signal = syscall.SIGKILL
+		if is, err := a.see(ctx); err == nil { // it may not have heeded the signal because it is frozen meanwhile
+			paused = is.Task == TaskPaused
+		}
 	}
 }
 
@@ -552,9 +611,12 @@ func (a *actor) collect(ctx context.Context, killed, known bool) error {
 		what = ""
 	case killed || !a.rec.Run || a.resting():
 		what = ctrmodel.ActionStopped
+		if a.final {
+			a.rec.Run, a.rec.ManuallyStopped = false, true
+		}
 		a.rec.State.SetStopped(exit.Code, exit.At)
 	default:
-		oom, reason := exit.OOM || a.oom.Load(), ""
+		oom, reason := exit.OOM || a.oom.Load() && exit.Code == 128+int64(syscall.SIGKILL), ""
 		if exit.Lost {
 			reason = "the process was lost, its exit code is not known"
 		} else if oom {
@@ -564,7 +626,6 @@ func (a *actor) collect(ctx context.Context, killed, known bool) error {
 		if exit.Lost && restored && a.rec.Boot != a.e.boot {
 			// It did not end by itself: the machine was restarted. That is no failure to be counted.
 			a.rec.Run = again(a.rec.HostConfig.RestartPolicy, true, 0)
-			a.waiting = true
 			a.wait(0)
 		} else {
 			a.restartable(exit.Lost || exit.Code != 0)

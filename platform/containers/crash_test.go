@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/images"
 )
 
 // mortal is the backend, and the store, of an agent that is killed at one of its steps: it never comes back from it, and does
@@ -50,9 +51,9 @@ func (m *mortal) Prepare(ctx context.Context, c *ctrmodel.Container) (digest str
 	return digest, err
 }
 
-func (m *mortal) Launch(ctx context.Context, c *ctrmodel.Container, digest string) (pid int64, err error) {
+func (m *mortal) Launch(ctx context.Context, c *ctrmodel.Container, i images.Image) (pid int64, err error) {
 	err = m.step(func() error {
-		pid, err = m.fake.Launch(ctx, c, digest)
+		pid, err = m.fake.Launch(ctx, c, i)
 		return err
 	})
 	return pid, err

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/images"
 )
 
 // Config is what an Engine needs to know.
@@ -53,11 +54,12 @@ type backend interface {
 	// oom for containers that run out of memory. What no container of keep uses, and nobody else, may be cleared away.
 	Connect(ctx context.Context, keep []*ctrmodel.Container, up func(), oom func(id string)) error
 
-	Look(ctx context.Context, id string) (Actual, error)                                     // all but what only the engine knows
-	Prepare(ctx context.Context, c *ctrmodel.Container) (digest string, err error)           // of the image
-	Launch(ctx context.Context, c *ctrmodel.Container, digest string) (pid int64, err error) // fills in network and paths
-	Adopt(ctx context.Context, c *ctrmodel.Container) (pid int64, err error)                 // as well
-	Wait(ctx context.Context, id string) (Exit, error)                                       // until the process has ended; one that is not there is lost
+	Look(ctx context.Context, id string) (Actual, error)                                      // all but what only the engine knows
+	Prepare(ctx context.Context, c *ctrmodel.Container) (digest string, err error)            // of the image
+	Image(ctx context.Context, c *ctrmodel.Container, digest string) (images.Image, error)    // gets it once more if need be
+	Launch(ctx context.Context, c *ctrmodel.Container, i images.Image) (pid int64, err error) // fills in network and paths
+	Adopt(ctx context.Context, c *ctrmodel.Container) (pid int64, err error)                  // as well
+	Wait(ctx context.Context, id string) (Exit, error)                                        // until the process has ended; one that is not there is lost
 	Kill(ctx context.Context, id string, s syscall.Signal) error
 	Pause(ctx context.Context, id string) error
 	Resume(ctx context.Context, id string) error
@@ -167,7 +169,7 @@ func newEngine(cfg Config, b backend) (*Engine, error) {
 func (e *Engine) Run(ctx context.Context) error {
 	e.mu.Lock()
 	for _, a := range e.actors {
-		e.all.Go(func() { a.loop(e.life) })
+		e.all.Go(func() { a.loop(e.life, nil) })
 	}
 	e.mu.Unlock()
 	e.all.Go(func() { e.connect(e.life) })
@@ -190,7 +192,8 @@ func (e *Engine) stopAll() {
 	var all sync.WaitGroup
 	for _, a := range e.list() {
 		all.Go(func() {
-			if err := e.do(e.life, a.id, stopping, (*actor).hold); err != nil {
+			err := e.do(e.life, a.id, removing, (*actor).hold)
+			if err := e.ifThere(a.id, err); err != nil {
 				e.Log.Warn("cannot stop container", "container", a.id, "error", err)
 			}
 		})
@@ -353,18 +356,18 @@ func (e *Engine) create(ctx context.Context, c *ctrmodel.Container, s Succession
 	c.State = ctrmodel.State{PID: -1, Status: ctrmodel.Creating}
 	c.NetworkSettings, c.RestartCount, c.ManuallyStopped, c.StartedBefore = nil, 0, false, false
 
-	if err := e.add(&record{Container: *c, Replaces: s.Replaces, Owner: s.Owner}); err != nil {
+	o := newOrder(creating, func(a *actor, inner context.Context) error { return a.create(inner, ctx) })
+	if err := e.add(&record{Container: *c, Replaces: s.Replaces, Owner: s.Owner}, o); err != nil {
 		return nil, err
 	}
-	err := e.do(ctx, c.ID, starting, func(a *actor, inner context.Context) error { return a.create(inner, ctx) })
-	if err != nil {
+	if err := o.wait(ctx); err != nil {
 		return nil, err
 	}
 	return e.Get(ctx, c.ID)
 }
 
-// add begins with a container. Only the one that it replaces may have its name.
-func (e *Engine) add(r *record) error {
+// add begins with a container, and its first order. Only the one that it replaces may have its name.
+func (e *Engine) add(r *record, first *order) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.actors[r.ID] != nil {
@@ -387,9 +390,10 @@ func (e *Engine) add(r *record) error {
 		return err
 	}
 	a := newActor(e, r)
+	a.settled() // nothing is there that is not known
 	e.actors[r.ID] = a
 	e.note(r)
-	e.all.Go(func() { a.loop(e.life) })
+	e.all.Go(func() { a.loop(e.life, first) })
 	return nil
 }
 

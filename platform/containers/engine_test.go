@@ -544,13 +544,17 @@ func TestRemoveInterruptsAPullAndAStop(t *testing.T) {
 	r.wantKind(<-created, ctrmodel.Cancelled)
 
 	r.fake.prepare = nil
-	r.fake.kill = func(_ string, s syscall.Signal) bool { return s != syscall.SIGTERM }
+	told := make(chan bool, 1)
+	r.fake.kill = func(_ string, s syscall.Signal) bool {
+		if s == syscall.SIGTERM {
+			told <- true
+		}
+		return s != syscall.SIGTERM
+	}
 	id := r.running("deaf")
 	stopped := make(chan error)
 	go func() { stopped <- r.Stop(context.Background(), id, ctrmodel.StopOptions{Timeout: 60}) }()
-	for r.get(id).ManuallyStopped == false {
-		time.Sleep(time.Millisecond)
-	}
+	<-told
 	r.must(r.Remove(t.Context(), id, true, ctrmodel.StopOptions{Signal: "SIGINT"}))
 	r.wantKind(<-stopped, ctrmodel.Cancelled)
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/images"
 )
 
 // fake is a containerd that does what a test tells it to.
@@ -48,6 +49,7 @@ type fake struct {
 // box is what the fake has of a container.
 type box struct {
 	snapshot bool
+	object   bool // containerd's description
 	task     Task
 	end      *end
 	limits   ctrmodel.Resources
@@ -179,7 +181,7 @@ func (f *fake) Look(_ context.Context, id string) (Actual, error) {
 	if b == nil {
 		return Actual{}, nil
 	}
-	return Actual{Snapshot: b.snapshot, Object: b.task != NoTask, Task: b.task}, nil
+	return Actual{Snapshot: b.snapshot, Object: b.object, Task: b.task}, nil
 }
 
 func (f *fake) Prepare(ctx context.Context, c *ctrmodel.Container) (string, error) {
@@ -200,7 +202,11 @@ func (f *fake) Prepare(ctx context.Context, c *ctrmodel.Container) (string, erro
 // digest is that of what an image name stands for.
 func (f *fake) digest(name string) string { return fmt.Sprint("sha256:", f.moved, name) }
 
-func (f *fake) Launch(_ context.Context, c *ctrmodel.Container, digest string) (int64, error) {
+func (f *fake) Image(_ context.Context, _ *ctrmodel.Container, digest string) (images.Image, error) {
+	return images.Image{Digest: digest}, nil
+}
+
+func (f *fake) Launch(_ context.Context, c *ctrmodel.Container, image images.Image) (int64, error) {
 	unlock, err := f.call()
 	if err != nil {
 		return 0, err
@@ -213,13 +219,13 @@ func (f *fake) Launch(_ context.Context, c *ctrmodel.Container, digest string) (
 	for _, other := range f.boxes {
 		f.crowd = f.crowd || f.alone && other.task.Live()
 	}
-	b.task = TaskUnstarted
+	b.object, b.task = true, TaskUnstarted
 	if f.launch != nil {
 		if err := f.launch(c); err != nil {
 			return 0, err
 		}
 	}
-	b.task, b.end, b.digest = TaskRunning, &end{done: make(chan struct{})}, digest
+	b.task, b.end, b.digest = TaskRunning, &end{done: make(chan struct{})}, image.Digest
 	b.launched++
 	f.describe(c)
 	return 4711, nil
@@ -327,7 +333,7 @@ func (f *fake) Release(_ context.Context, c *ctrmodel.Container) error {
 	if b.task.Live() {
 		return errors.New("the process still runs")
 	}
-	b.task = NoTask
+	b.object, b.task = false, NoTask
 	c.NetworkSettings = nil
 	return nil
 }

@@ -146,11 +146,11 @@ func (m *machine) endStdin(id, execID string) func() error {
 	}
 }
 
-func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container, digest string) (pid int64, err error) {
-	image, err := m.Parts.Images.ByDigest(ctx, c.Image.Name, digest)
-	if err != nil {
-		return 0, err
-	}
+func (m *machine) Image(ctx context.Context, c *ctrmodel.Container, digest string) (images.Image, error) {
+	return m.Parts.Images.ByDigest(ctx, c.Image.Name, digest)
+}
+
+func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container, image images.Image) (pid int64, err error) {
 	mounts, err := m.Client.Snapshots.Mounts(ctx, snapshotOf(c.ID))
 	if err != nil {
 		return 0, model(err)

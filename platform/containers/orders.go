@@ -30,7 +30,6 @@ func (a *actor) create(ctx, caller context.Context) error {
 		err = a.save()
 	}
 	if err == nil {
-		a.settled()
 		a.publish(ctrmodel.ActionCreated)
 		return nil
 	}
@@ -55,6 +54,20 @@ func (a *actor) startable() error {
 		return a.refuse("is replaced by another one")
 	case a.rec.Replaces != "" && !a.rec.Switched:
 		return a.refuse("is to replace another one, and has not been switched to")
+	case a.e.displaced(a.id):
+		return a.displaced()
+	}
+	return nil
+}
+
+func (a *actor) displaced() error {
+	return ctrmodel.Errorf(ctrmodel.Unavailable, "the place of container %s is still taken by another one", a.rec.Name)
+}
+
+// lives is an error unless there is a process, after all that has been done for that.
+func (a *actor) lives() error {
+	if !a.rec.State.HasProcess() {
+		return a.displaced()
 	}
 	return nil
 }
@@ -88,7 +101,10 @@ func (a *actor) start(ctx context.Context) error {
 		a.rec.Run = false
 		a.commit("")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return a.lives()
 }
 
 // ensure is a start, if there is no process, of which the restart policy takes care if it fails.
@@ -111,28 +127,36 @@ func (a *actor) ensure(ctx context.Context) error {
 	if err := a.begin(); err != nil {
 		return err
 	}
-	return a.keep(ctx)
+	if err := a.keep(ctx); err != nil {
+		return err
+	}
+	return a.lives()
 }
 
+// stop writes down beforehand only what it is able to see through: a process that heeds no signal goes on without o.Force.
 func (a *actor) stop(ctx context.Context, o ctrmodel.StopOptions) error {
 	if !a.rec.State.HasProcess() && !a.rec.Run || a.rec.State.Status == ctrmodel.Dead {
 		return a.refuse("is not running but " + a.rec.State.Status.String())
 	}
-	if err := a.want(func(r *record) { r.Run, r.ManuallyStopped = false, true }); err != nil {
+	if o.Force {
+		if err := a.want(func(r *record) { r.Run, r.ManuallyStopped = false, true }); err != nil {
+			return err
+		}
+	}
+	held := a.held
+	a.held, a.final = true, true
+	defer func() { a.held, a.final = held, false }()
+	had := a.rec.State.HasProcess()
+	if err := a.settle(ctx, o); err != nil {
 		return err
 	}
 	a.cancelTimer()
-	had := a.rec.State.HasProcess()
-	err := a.settle(ctx, o)
-	switch {
-	case err != nil && a.proc.alive() && ctrmodel.KindOf(err) == ctrmodel.DeadlineExceeded:
-		a.rec.Run, a.rec.ManuallyStopped = true, false
-		a.commit("")
-	case err == nil && !had: // there was only the next attempt to call off
+	if !had { // there was only the next attempt to call off
+		a.rec.Run, a.rec.ManuallyStopped = false, true
 		a.rec.State.Status, a.rec.State.Exited = ctrmodel.Stopped, false
 		a.commit(ctrmodel.ActionStopped)
 	}
-	return err
+	return nil
 }
 
 func (a *actor) restart(ctx context.Context, o ctrmodel.StopOptions) error {
@@ -161,7 +185,19 @@ func (a *actor) hold(ctx context.Context) error {
 	return a.settle(ctx, ctrmodel.StopOptions{Force: true})
 }
 
+// notice takes note of what others have done to the process meanwhile.
+func (a *actor) notice(ctx context.Context) error {
+	is, err := a.see(ctx)
+	if err == nil {
+		a.freeze(is.Task)
+	}
+	return err
+}
+
 func (a *actor) suspend(ctx context.Context) error {
+	if err := a.notice(ctx); err != nil {
+		return err
+	}
 	if a.rec.State.Status != ctrmodel.Running {
 		return a.refuse("is not running but " + a.rec.State.Status.String())
 	}
@@ -175,6 +211,9 @@ func (a *actor) suspend(ctx context.Context) error {
 }
 
 func (a *actor) resume(ctx context.Context) error {
+	if err := a.notice(ctx); err != nil {
+		return err
+	}
 	if a.rec.State.Status != ctrmodel.Paused {
 		return a.refuse("is not paused but " + a.rec.State.Status.String())
 	}

@@ -178,6 +178,8 @@ func (m *machine) Wait(ctx context.Context, id string) (Exit, error) {
 // shortOfMemory reports whether the kernel has killed processes of a container for want of memory. The event of it may come
 // late, or while nobody listens.
 func (m *machine) shortOfMemory(ctx context.Context, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	metrics, err := m.Client.Tasks.Metrics(ctx, id)
 	return err == nil && len(metrics) == 1 && metrics[0].OOMKills > 0
 }

@@ -99,6 +99,9 @@ func (e *Engine) Commit(ctx context.Context, id string) error {
 	if !s.Switched {
 		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s has not taken the place of container %s yet", id, s.Replaces)
 	}
+	if a, err := e.actor(id); err == nil && e.there(s.Replaces) && !a.view.Load().StartedBefore {
+		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s, which is to replace container %s, has never run", id, s.Replaces)
+	}
 	err := e.Remove(ctx, s.Replaces, true, ctrmodel.StopOptions{})
 	if err := e.ifThere(s.Replaces, err); err != nil {
 		return err
@@ -389,13 +392,18 @@ func (e *Engine) enter(a *actor) bool {
 	if e.superseded(a.id) {
 		return false
 	}
-	if s, open := e.successions[a.id]; open {
-		if old := e.actors[s.Replaces]; !s.Switched || old != nil && old.inside {
-			return false
-		}
+	if e.displaced(a.id) {
+		return false
 	}
 	a.inside = true
 	return true
+}
+
+// displaced reports whether the container that this one is to replace is in charge, or still in the place. The lock is held.
+func (e *Engine) displaced(id string) bool {
+	s, open := e.successions[id]
+	old := e.actors[s.Replaces]
+	return open && (!s.Switched || old != nil && old.inside)
 }
 
 // leave says that a container has no process, and will not get one without enter.

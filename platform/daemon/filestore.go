@@ -66,6 +66,9 @@ func (s *FileStore) Put(name string, files ...*os.File) error {
 	if s.names[name] {
 		return nil
 	}
+	if len(files) == 0 {
+		return fmt.Errorf("no files to keep under the name %s", name)
+	}
 	var fds []int
 	for _, f := range files {
 		fds = append(fds, int(f.Fd()))
@@ -88,8 +91,11 @@ func (s *FileStore) Remove(name string) error {
 	if !s.names[name] {
 		return nil
 	}
-	delete(s.names, name)
-	return s.send("FDSTOREREMOVE=1\nFDNAME="+name, nil)
+	err := s.send("FDSTOREREMOVE=1\nFDNAME="+name, nil)
+	if err == nil {
+		delete(s.names, name)
+	}
+	return err
 }
 
 func (s *FileStore) send(state string, rights []byte) error {
@@ -98,6 +104,9 @@ func (s *FileStore) send(state string, rights []byte) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 5}); err != nil { // systemd may be busy
+		return err
+	}
 	if err := unix.Sendmsg(fd, []byte(state), rights, &unix.SockaddrUnix{Name: s.socket}, 0); err != nil {
 		return fmt.Errorf("tell systemd: %w", err)
 	}
