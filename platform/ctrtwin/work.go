@@ -35,7 +35,7 @@ func newWork() work { return work{lines: map[string][]func(){}} }
 // answer is what became of an operation.
 type answer struct {
 	id      string // of the correlation
-	feature string // whose order counts: the operation before may have undone what this one is for; empty: any
+	feature string // whose operations undo each other; empty: none do
 	sum     [sha256.Size]byte
 	at      time.Time
 	said    func() // again; nil: under way, or nobody wants to know

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"sdvbox/platform/durable"
@@ -115,10 +116,6 @@ const (
 	maxNotes   = Capacity / 4
 )
 
-// rest is how long the CLEANUP may take to come that ends an activity which has
-// been rolled back.
-const rest = 10 * time.Second
-
 // inventoryWait is how long an inventory may take: those who ask for it wait
 // for some 30 s.
 const inventoryWait = 5 * time.Second
@@ -217,12 +214,18 @@ func (a *Agent) Alive() error {
 }
 
 // Run serves until ctx ends. It fails when the journal can no longer be
-// written: what cannot be remembered must not be promised.
+// written: what cannot be remembered must not be promised. When it returns,
+// nothing of the Backend runs any more, so that another Agent may go on.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go a.publish(ctx)
-	go a.inventory(ctx)
+	var side sync.WaitGroup
+	defer func() {
+		cancel()
+		<-a.ended
+		side.Wait()
+	}()
+	side.Go(func() { a.publish(ctx) })
+	side.Go(func() { a.inventory(ctx) })
 	a.active = time.Now()
 	a.m.resume()
 	if act := a.m.Activity; act != nil {
@@ -244,11 +247,8 @@ func (a *Agent) Run(ctx context.Context) error {
 // next handles one event. This is the only goroutine that touches a.m.
 func (a *Agent) next(ctx context.Context) error {
 	var expired <-chan time.Time
-	if act := a.m.Activity; act != nil && act.Phase.expires() && a.Patience > 0 {
-		expired = time.After(time.Until(a.active.Add(a.Patience)))
-	}
-	if act := a.m.Activity; act != nil && act.Phase == RolledBack {
-		expired = time.After(time.Until(a.active.Add(rest)))
+	if patience := a.m.Activity.patience(a.Patience); patience > 0 {
+		expired = time.After(time.Until(a.active.Add(patience)))
 	}
 	select {
 	case <-expired:
@@ -327,7 +327,7 @@ func (a *Agent) receive(msg *mqttbus.Message) {
 	case "desiredstate":
 		id, request, err := a.request(msg.Payload)
 		switch {
-		case id == "" && (!a.Kanto || err != nil):
+		case !a.answerable(id, msg.Payload):
 			drop(err)
 		case err != nil:
 			a.m.reject(id, "desired state: "+err.Error(), true)
@@ -342,6 +342,9 @@ func (a *Agent) receive(msg *mqttbus.Message) {
 		if a.Kanto {
 			_, err = updateproto.Decode(msg.Payload, &c)
 			err = anonymous(err)
+			if err == nil && len(c.Baseline) > updateproto.MaxName {
+				err = fmt.Errorf("payload.baseline: %d bytes, expected at most %d", len(c.Baseline), updateproto.MaxName)
+			}
 		}
 		_, known := stepOf(c.Command)
 		known = known || c.Command == updateproto.CommandCleanup || c.Command == updateproto.CommandRollback
@@ -367,6 +370,13 @@ func (a *Agent) receive(msg *mqttbus.Message) {
 	default:
 		a.Log.Warn("message on an unexpected topic", "topic", msg.Topic)
 	}
+}
+
+// answerable reports whether somebody can be told what is wrong with a desired
+// state. One of Kanto's that has no activity id is answered without one.
+func (a *Agent) answerable(id string, msg []byte) bool {
+	e, err := updateproto.DecodeEnvelope(msg)
+	return id != "" || a.Kanto && anonymous(err) == nil && e.Payload != nil
 }
 
 // anonymous lets a message do without an activity id.

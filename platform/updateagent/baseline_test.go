@@ -3,10 +3,14 @@
 package updateagent
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
+
+	"sdvbox/platform/updateproto"
 )
 
 // An agent of the kind of Kanto, with the baselines x and y.
@@ -92,6 +96,15 @@ func TestBaselinesAreCommandedOnTheirOwn(t *testing.T) {
 		begin + "<downloading> b:IDENTIFICATION_FAILED a:DOWNLOAD_SUCCESS <updating> a:UPDATE_SUCCESS <activating> a:ACTIVATION_SUCCESS c:IDENTIFICATION_FAILED " +
 			"<cleaning> a:CLEANUP_SUCCESS a:COMPLETE inventory:",
 	}, {
+		"CommandsForTheOneThatTakesOverWaitForIt",
+		"ds a,ok,DOWNLOAD a,ok,ds b,DOWNLOAD b,restart,UPDATE b,ok,ok,ok,ok",
+		begin + "<downloading> a:DOWNLOAD_SUCCESS <cleaning> <cleaning> a:CLEANUP_SUCCESS a:INCOMPLETE inventory: " +
+			"b:IDENTIFYING <identifying> b:IDENTIFIED <downloading> b:DOWNLOAD_SUCCESS <updating> b:UPDATE_SUCCESS",
+	}, {
+		"CommandThatMakesNoSenseIsDropped",
+		"ds a,typo a,ok,typo b,CLEANUP a,ok,typo a",
+		begin + "<cleaning> a:CLEANUP_SUCCESS a:INCOMPLETE inventory:",
+	}, {
 		"RestartVerifiesWhatIsActivated",
 		"ds a,ok,DOWNLOAD a/x,ok,UPDATE a/x,ok,ACTIVATE a/x,ok,restart,DOWNLOAD a/y,CLEANUP a/x,fail,ok,ok,CLEANUP a,ok",
 		begin + "<downloading> a:DOWNLOAD_SUCCESS/x <updating> a:UPDATE_SUCCESS/x <activating> a:ACTIVATION_SUCCESS/x <activated> inventory: a:ACTIVATION_FAILURE/x " +
@@ -107,6 +120,89 @@ func TestBaselinesAreCommandedOnTheirOwn(t *testing.T) {
 				t.Errorf("events %s\n got %s\nwant %s", tc.events, got, tc.want)
 			}
 		})
+	}
+}
+
+// One baseline that has been rolled back does not hurry the others.
+func TestActivityWaitsAsLongAsAnyOfItsBaselinesDoes(t *testing.T) {
+	for events, want := range map[string]time.Duration{
+		"":                        0,
+		"ds a":                    0,
+		"ds a,ok":                 time.Hour,
+		"ds a,ok,ROLLBACK a":      0,
+		"ds a,ok,ROLLBACK a,ok":   rest,
+		"ds a,ok,ROLLBACK a/x,ok": time.Hour,
+		"ds a,ok,DOWNLOAD a/y,fail,ROLLBACK a/x,ok":                                            time.Hour,
+		"ds a,ok,ROLLBACK a/x,ok,CLEANUP a/y,ok":                                               rest,
+		"ds a,ok,DOWNLOAD a/y,ok,UPDATE a/y,ok,ACTIVATE a/y,ok,ROLLBACK a/x,ok":                0,
+		"ds a,ok,DOWNLOAD a/y,ok,UPDATE a/y,ok,ACTIVATE a/y,ok,ROLLBACK a/x,ok,CLEANUP a/y,ok": rest,
+	} {
+		s := newScript(t)
+		s.m.kanto, s.titles = true, []string{"x", "y"}
+		for e := range strings.SplitSeq(events, ",") {
+			if e != "" {
+				s.do(e)
+			}
+		}
+		if got := s.m.Activity.patience(time.Hour); got != want {
+			t.Errorf("after %s: %v, want %v", events, got, want)
+		}
+	}
+}
+
+func TestActivityThatGivesWayToAnotherSaysSoUnlessThereIsAReason(t *testing.T) {
+	for _, tc := range []struct{ events, reason, want string }{
+		{"ds a,ok,ds b", "", `given up for activity "b"`},
+		{"ds a,ok,ds b,restart", "", `given up for activity "b"`},
+		{"ds a,ok,DOWNLOAD a,fail,ds b", "the disk is full", "the disk is full"},
+		{"ds a,ok,DOWNLOAD a,fail,CLEANUP a,ds b", "the disk is full", "the disk is full"},
+		{"ds a,ok,CLEANUP a,ds b", "", ""},
+		{"ds a,ok,ROLLBACK a,ds b,ok", "", `given up for activity "b"`},
+	} {
+		s := newScript(t)
+		s.m.kanto = true
+		for e := range strings.SplitSeq(tc.events, ",") {
+			s.do(e)
+		}
+		s.m.done([]updateproto.Feedback{{Status: "CLEANUP_SUCCESS"}, {Status: "INCOMPLETE", Message: tc.reason}})
+		if got := s.m.Unsent[len(s.m.Unsent)-1]; got.Feedback.Status != "INCOMPLETE" || got.Feedback.Message != tc.want {
+			t.Errorf("after %s: %v, want %q", tc.events, got, tc.want)
+		}
+	}
+}
+
+// What takes most is written as six characters for each.
+func TestEverythingForBaselinesFitsIntoTheJournal(t *testing.T) {
+	const capacity = 1 << 20
+	name := func(n int) string { return fmt.Sprintf("%03d", n) + strings.Repeat("<", updateproto.MaxName-3) }
+	most := json.RawMessage(`"` + strings.Repeat("x", capacity/4-2) + `"`)
+	text := strings.Repeat("<", capacity)
+	s := newScript(t)
+	s.m.kanto, s.m.capacity = true, capacity
+	for n := range 2 * maxUnsent {
+		s.m.request(name(n), most, false)
+		s.m.done([]updateproto.Feedback{{Status: "IDENTIFIED"}, {Status: "INCOMPLETE", Message: text, Actions: []updateproto.Action{{Message: text}}}})
+	}
+	s.m.request(name(100), most, false)
+	var titles []string
+	for n := range updateproto.MaxBaselines {
+		titles = append(titles, name(n))
+	}
+	s.m.divide(titles)
+	s.m.note(most)
+	s.m.done([]updateproto.Feedback{{Status: "IDENTIFIED", Message: text, Actions: []updateproto.Action{{Message: text}}}})
+	s.m.command(queued{ID: name(100), Command: "ROLLBACK"})
+	s.m.request(name(101), most, false)
+	for n := range 2 * maxPartQueue {
+		s.m.command(queued{ID: name(100), Command: "DOWNLOAD", Baseline: name(n)})
+		s.m.command(queued{ID: name(101), Command: "DOWNLOAD", Baseline: name(n)})
+	}
+	a := s.m.Activity
+	if len(a.Queue) != maxPartQueue || len(a.Next.Queue) != maxPartQueue {
+		t.Errorf("%d and %d commands wait", len(a.Queue), len(a.Next.Queue))
+	}
+	if rec, err := s.m.encode(); err != nil || len(rec) > capacity {
+		t.Errorf("record of %d bytes, at most %d fit: %v", len(rec), capacity, err)
 	}
 }
 

@@ -172,7 +172,7 @@ func (a *Activity) mayEnd() bool {
 // supersede gives up an activity for another one.
 func (m *machine) supersede(id string, payload json.RawMessage) {
 	a := m.Activity
-	a.Next, a.Queue, m.dirty = &next{id, payload}, nil, true
+	a.Next, a.Queue, m.dirty = &next{ID: id, Request: payload}, nil, true
 	if a.Phase.expires() {
 		m.warnf("activity %q is given up for %q", a.ID, id)
 		m.abandon()
@@ -181,13 +181,18 @@ func (m *machine) supersede(id string, payload json.RawMessage) {
 
 // abandon cleans up although nobody has said so.
 func (m *machine) abandon() {
-	m.Activity.Scope, m.Activity.Success = "", false
+	a := m.Activity
+	a.Scope, a.Success, a.Yields = "", false, a.Next != nil
 	m.start(Cleaning)
 }
 
 // reject answers a message that cannot be understood: a desired state, or else a
-// command.
+// command. The latter has no answer of Kanto's that would not end the activity.
 func (m *machine) reject(id, why string, request bool) {
+	if m.kanto && !request {
+		m.warnf("message for activity %q is dropped: %s", id, why)
+		return
+	}
 	if a := m.Activity; a != nil && a.knows(id) {
 		// A failure of identification would end an update that goes on.
 		f := a.Last
@@ -233,6 +238,10 @@ func (m *machine) command(q queued) {
 	m.lastID = q.ID
 	if a == nil {
 		m.idle(q)
+		return
+	}
+	if a.Next != nil && a.Next.ID == q.ID {
+		m.enqueueIn(&a.Next.Queue, q)
 		return
 	}
 	if !a.knows(q.ID) && !m.mayAdopt(q) {
@@ -317,16 +326,17 @@ func (m *machine) fits(q queued) bool {
 	return ok && s.from == p
 }
 
-func (m *machine) enqueue(q queued) {
-	a := m.Activity
+func (m *machine) enqueue(q queued) { m.enqueueIn(&m.Activity.Queue, q) }
+
+func (m *machine) enqueueIn(queue *[]queued, q queued) {
 	most := maxQueue
 	if m.kanto {
 		most = maxPartQueue
 	}
 	switch {
-	case slices.Contains(a.Queue, q):
-	case len(a.Queue) < most:
-		a.Queue = append(a.Queue, q)
+	case slices.Contains(*queue, q):
+	case len(*queue) < most:
+		*queue = append(*queue, q)
 		m.dirty = true
 	case m.kanto:
 		m.refuse(q, "too many commands wait already")
@@ -525,8 +535,7 @@ func (m *machine) done(results []updateproto.Feedback) {
 	case a.Phase == Cleaning && len(worked) < len(a.open("")):
 		m.became(over, worked)
 	case a.Phase == RollingBack, a.Phase == Cleaning, len(results) > 1, results[0].Status == updateproto.StatusIdentificationFailed:
-		if a.Next != nil && !a.Success {
-			f := &results[len(results)-1]
+		if f := &results[len(results)-1]; a.Yields && f.Message == "" {
 			f.Message = fmt.Sprintf("given up for activity %q", a.Next.ID)
 		}
 		m.end(results)
@@ -582,6 +591,9 @@ func (m *machine) end(results []updateproto.Feedback) {
 	m.changed()
 	if a.Next != nil {
 		m.request(a.Next.ID, a.Next.Request, false)
+		for _, q := range a.Next.Queue {
+			m.command(q)
+		}
 	}
 }
 

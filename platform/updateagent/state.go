@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"time"
 
 	"sdvbox/platform/updateproto"
 )
@@ -135,6 +136,8 @@ type Activity struct {
 	Scope string `json:"scope,omitempty"`
 	// Next is the desired state for which this activity is given up.
 	Next *next `json:"next,omitempty"`
+	// Yields is whether that is why it is cleaned up.
+	Yields bool `json:"yields,omitempty"`
 	// Notes are the backend's own.
 	Notes json.RawMessage `json:"notes,omitempty"`
 }
@@ -148,6 +151,7 @@ type queued struct {
 type next struct {
 	ID      string          `json:"id"`
 	Request json.RawMessage `json:"request"`
+	Queue   []queued        `json:"queue,omitempty"` // commands that came since
 }
 
 // part is a baseline. While work runs it is still in the phase before.
@@ -213,6 +217,23 @@ func (a *Activity) phaseOf(baseline string, want Phase) Phase {
 		}
 	}
 	return found
+}
+
+// rest is how long the CLEANUP may take to come that ends an activity of which
+// all that is left has been rolled back.
+const rest = 10 * time.Second
+
+// patience is how long the activity waits for a command, if it is usual to wait
+// that long; 0 is for ever.
+func (a *Activity) patience(usual time.Duration) time.Duration {
+	goesOn := func(p *part) bool { return p.Phase != RolledBack }
+	switch {
+	case a == nil || !a.Phase.expires():
+		return 0
+	case a.Phase == RolledBack && !slices.ContainsFunc(a.open(""), goesOn):
+		return rest
+	}
+	return usual
 }
 
 // settle makes the phase that of the parts, now that no work runs.
@@ -298,8 +319,11 @@ func (s *State) shrink() {
 	for i := range s.Unsent {
 		s.Unsent[i].Feedback.Actions = []updateproto.Action{}
 	}
-	if s.Activity != nil {
-		s.Activity.Last.Actions = []updateproto.Action{}
+	if a := s.Activity; a != nil {
+		a.Last.Actions, a.Queue = []updateproto.Action{}, nil
+		if a.Next != nil {
+			a.Next.Queue = nil
+		}
 	}
 }
 
