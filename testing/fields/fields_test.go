@@ -247,14 +247,15 @@ func TestEachFieldIsSeenWithCrun(t *testing.T) {
 	} else if err != nil {
 		t.Fatal(err)
 	}
-	bin := t.TempDir()
 	self, err := os.Executable()
-	if err := errors.Join(err, os.Symlink(crun, bin+"/runc")); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
-	// It will not have control groups of both versions, which some hosts have.
-	cmd := exec.Command("unshare", "-m", "sh", "-c", `umount -l /sys/fs/cgroup/unified 2>/dev/null; exec "$0" -test.run=^TestEachFieldIsSeenInside`, self)
-	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+	// It takes the place of runc. It will not have control groups of both versions, which some hosts have, and would make directories
+	// in place of those that are not there.
+	cmd := exec.Command("unshare", "-m", "sh", "-c", `mount --bind "$1" "$(readlink -f "$(command -v runc)")" || exit
+umount -l /sys/fs/cgroup/unified 2>/dev/null && mount -t tmpfs none /sys/fs/cgroup/unified
+exec "$0" -test.run=^TestEachFieldIsSeenInside`, self, crun)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -269,6 +270,12 @@ func TestEachFieldIsSeenInsideAndByContainerd(t *testing.T) {
 	if err := l.Remove(t.Context(), first.id, true, ctrmodel.StopOptions{Signal: "KILL"}); err != nil {
 		t.Fatal(err)
 	}
+	forget := func() { // what crun takes for groups where there are none
+		if _, err := os.Stat("/sys/fs/cgroup/unified/cgroup.procs"); err != nil {
+			os.RemoveAll("/sys/fs/cgroup/unified/" + l.place.Namespace)
+		}
+	}
+	forget()
 	before := l.place.Take(t)
 	t.Run("fields", func(t *testing.T) {
 		for name, test := range map[string]func(*testing.T, *lab){
@@ -292,6 +299,7 @@ func TestEachFieldIsSeenInsideAndByContainerd(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	forget()
 	l.place.Await(t, before, 5*time.Second)
 }
 
@@ -980,7 +988,8 @@ func hooks(t *testing.T, l *lab) {
 		c.Hooks = []ctrmodel.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo not today >&2; exit 1"}}}
 	})
 	err := l.Start(t.Context(), failing.id)
-	if ctrmodel.KindOf(err) != ctrmodel.FailedPrecondition || !strings.Contains(err.Error(), "not today") {
+	if ctrmodel.KindOf(err) != ctrmodel.FailedPrecondition ||
+		!strings.Contains(err.Error(), "not today") && !strings.Contains(err.Error(), "exit code: 1") { // crun has no ear for hooks
 		t.Errorf("a hook that fails: %v", err)
 	}
 	hanging := l.make(t, "hanging-hook", func(c *ctrmodel.Container) {
