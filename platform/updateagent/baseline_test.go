@@ -109,6 +109,23 @@ func TestBaselinesAreCommandedOnTheirOwn(t *testing.T) {
 		"ds a,ok,DOWNLOAD a/x,ok,UPDATE a/x,ok,ACTIVATE a/x,ok,restart,DOWNLOAD a/y,CLEANUP a/x,fail,ok,ok,CLEANUP a,ok",
 		begin + "<downloading> a:DOWNLOAD_SUCCESS/x <updating> a:UPDATE_SUCCESS/x <activating> a:ACTIVATION_SUCCESS/x <activated> inventory: a:ACTIVATION_FAILURE/x " +
 			"<downloading> a:DOWNLOAD_SUCCESS/y <cleaning> a:CLEANUP_SUCCESS/x <cleaning> a:CLEANUP_SUCCESS a:INCOMPLETE inventory:",
+	}, {
+		"RestartVerifiesEachBaseline",
+		"ds a,ok,DOWNLOAD a,ok,UPDATE a,ok,ACTIVATE a,ok,restart,only y,ACTIVATE a,ACTIVATE a/y,ACTIVATE a/x,restart,only z,CLEANUP a/y,ok,CLEANUP a,ok",
+		begin + "<downloading> a:DOWNLOAD_SUCCESS <updating> a:UPDATE_SUCCESS <activating> a:ACTIVATION_SUCCESS " +
+			"<activated> inventory: a:ACTIVATION_FAILURE a:ACTIVATION_FAILURE a:ACTIVATION_FAILURE/y a:ACTIVATION_SUCCESS/x " +
+			"<activated> inventory: a:ACTIVATION_SUCCESS <cleaning> a:CLEANUP_SUCCESS/y <cleaning> a:CLEANUP_SUCCESS a:COMPLETE inventory:",
+	}, {
+		"RestartVerifiesEachBaselineThatWasCommandedOnItsOwn",
+		"ds a,ok,DOWNLOAD a,ok,UPDATE a,ok,ACTIVATE a/x,ok,ACTIVATE a/y,ok,restart,only y,ACTIVATE a/y,ACTIVATE a/x,ACTIVATE a,CLEANUP a/y,ok,CLEANUP a/x,ok",
+		begin + "<downloading> a:DOWNLOAD_SUCCESS <updating> a:UPDATE_SUCCESS <activating> a:ACTIVATION_SUCCESS/x <activating> a:ACTIVATION_SUCCESS/y " +
+			"<activated> inventory: a:ACTIVATION_SUCCESS/x a:ACTIVATION_FAILURE/y a:ACTIVATION_FAILURE/y a:ACTIVATION_SUCCESS/x a:ACTIVATION_FAILURE " +
+			"<cleaning> a:CLEANUP_SUCCESS/y <cleaning> a:CLEANUP_SUCCESS/x a:COMPLETE inventory:",
+	}, {
+		"RestartFindsThatNothingWorks",
+		"ds a,ok,DOWNLOAD a/x,ok,UPDATE a/x,ok,ACTIVATE a/x,ok,restart,only x,expire,ok",
+		begin + "<downloading> a:DOWNLOAD_SUCCESS/x <updating> a:UPDATE_SUCCESS/x <activating> a:ACTIVATION_SUCCESS/x <activated> inventory: " +
+			"a:ACTIVATION_FAILURE/x <cleaning> a:CLEANUP_SUCCESS a:INCOMPLETE inventory:",
 	}} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newScript(t)
@@ -230,6 +247,8 @@ func TestAnyOrderOfCommandsForBaselinesEndsEachActivityOnce(t *testing.T) {
 			case k < 6 && s.m.Activity != nil:
 				baseline := []string{"", "/x", "/y", "/z", "/*"}[r.IntN(5)]
 				do(commands[r.IntN(len(commands))] + " " + s.m.Activity.ID + baseline)
+			case k < 9 && s.m.verifying && r.IntN(2) == 0:
+				do("only y")
 			case k < 9 && s.work != "":
 				do([]string{"ok", "ok", "ok", "fail"}[r.IntN(4)])
 			case k == 9:

@@ -366,17 +366,18 @@ func (m *machine) forward(q queued) {
 	}
 }
 
-// said is the last result for a baseline.
+// said is the last result for a baseline, of several the worst.
 func (a *Activity) said(baseline string) string {
 	if parts := a.open(baseline); len(parts) > 0 && !a.Phase.working() && !same(a.Scope, baseline) {
-		return parts[0].Status
+		hasFailed := func(p *part) bool { return p.Phase == Failed }
+		return parts[max(0, slices.IndexFunc(parts, hasFailed))].Status
 	}
 	return a.Last.Status
 }
 
 // repeatFor says again where a baseline stands.
 func (m *machine) repeatFor(baseline string) {
-	if a := m.Activity; !m.verifying && a.said(baseline) != a.Last.Status {
+	if a := m.Activity; !m.verifying && !a.Phase.working() && !same(a.Scope, baseline) {
 		m.publish(a.ID, updateproto.Feedback{Status: a.said(baseline), Baseline: baseline, Actions: a.Last.Actions})
 		return
 	}
@@ -511,7 +512,8 @@ func (m *machine) done(results []updateproto.Feedback) {
 	if a == nil {
 		return
 	}
-	if m.verifying {
+	verified := m.verifying
+	if verified {
 		m.verifying = false
 		m.changed()
 	}
@@ -522,6 +524,11 @@ func (m *machine) done(results []updateproto.Feedback) {
 	}
 	for i, f := range results {
 		results[i] = clip(f)
+	}
+	if verified && results[0].Baseline != "" {
+		m.verified(results)
+		m.runQueue(a.Queue)
+		return
 	}
 	m.speak(&results[0])
 	a.Last = results[0]
@@ -547,6 +554,35 @@ func (m *machine) done(results []updateproto.Feedback) {
 		return
 	}
 	m.runQueue(queue)
+}
+
+// verified takes what became of an activation, baseline by baseline. Who has
+// commanded all of them hears the worst.
+func (m *machine) verified(results []updateproto.Feedback) {
+	a, worst := m.Activity, results[0]
+	for _, f := range results {
+		a.Phase = Activated
+		p := a.afterWork(f.Status)
+		for _, part := range a.at(Activated) {
+			if part.Title == f.Baseline {
+				part.Phase, part.Status = p, f.Status
+			}
+		}
+		if p == Failed {
+			worst = f
+		}
+		if !everything(a.Scope) {
+			a.Scope, a.Last = f.Baseline, f
+			m.publish(a.ID, f)
+		}
+	}
+	if everything(a.Scope) {
+		m.speak(&worst)
+		a.Last = worst
+		m.publish(a.ID, worst)
+	}
+	a.settle()
+	m.dirty = true
 }
 
 // became takes down what the work has led to, and says it.

@@ -20,6 +20,7 @@ import (
 //	bad ID       one that makes no sense   restart    from the saved state
 //	ok, fail     outcome of the work       expire     nobody has come for long
 //	nothing      outcome of a verification, or an identification without work
+//	only TITLE   outcome of a verification: this baseline has failed, the others have not
 //	taken        the broker has all that was published
 type script struct {
 	t *testing.T
@@ -119,6 +120,17 @@ func (s *script) do(event string) {
 			s.work = ""
 			s.m.done(nil)
 		}
+	case "only":
+		var results []updateproto.Feedback
+		for _, p := range s.m.Activity.at(Activated) {
+			f := updateproto.Feedback{Status: "ACTIVATION_SUCCESS", Baseline: p.Title}
+			if p.Title == id {
+				f.Status = "ACTIVATION_FAILURE"
+			}
+			results = append(results, f)
+		}
+		s.work = ""
+		s.m.done(results)
 	case "taken":
 		for _, o := range s.sent {
 			s.m.sent(o)
