@@ -173,6 +173,12 @@ func TestOOM(t *testing.T) {
 		t.Errorf("state %+v", s)
 	}
 	r.must(r.Start(t.Context(), id))
+	r.noteOOM(id) // of another process in the container, which the first one got over
+	r.fake.exit(id, 0)
+	if s := r.awaitStatus(id, ctrmodel.Exited).State; s.OOMKilled || s.Error != "" {
+		t.Errorf("after a good end: %+v", s)
+	}
+	r.must(r.Start(t.Context(), id))
 	if s := r.get(id).State; s.OOMKilled || s.Error != "" {
 		t.Errorf("after the next start: %+v", s)
 	}
@@ -736,28 +742,40 @@ func TestFailedStartIsClearedAwayLater(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	id := r.make("a")
-	released := 0
+	dirty := false // the network
+	var busy atomic.Bool
 	r.fake.launch = func(*ctrmodel.Container) error {
-		r.fake.boxes[id].task = NoTask // containerd never had it, but the network had
+		if dirty {
+			t.Error("started over what the start before has left")
+		}
+		dirty = true
+		r.fake.boxes[id].object, r.fake.boxes[id].task = false, NoTask // containerd never had it
 		return errDown
 	}
 	r.fake.release = func(string) error {
-		if released++; released == 1 {
+		if busy.Load() {
 			return errDown
 		}
+		dirty = false
 		return nil
 	}
-	r.wantKind(r.Start(t.Context(), id), ctrmodel.Unavailable)
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		r.fake.mu.Lock()
-		n := released
-		r.fake.mu.Unlock()
-		if n > 1 {
-			break
+	for _, next := range []func() error{
+		func() error { return r.Start(t.Context(), id) },
+		func() error { return r.Remove(t.Context(), id, false, force) },
+		func() error { return nil },
+	} {
+		if _, err := r.Get(t.Context(), id); err != nil {
+			id = r.make("b")
 		}
-		if time.Now().After(end) {
-			t.Fatal("never cleared away")
-		}
+		busy.Store(true)
+		r.wantKind(r.Start(t.Context(), id), ctrmodel.Unavailable)
+		busy.Store(false)
+		next()
+		r.eventually("cleared away", func() bool {
+			r.fake.mu.Lock()
+			defer r.fake.mu.Unlock()
+			return !dirty
+		})
 	}
 }
 

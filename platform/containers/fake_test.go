@@ -43,6 +43,9 @@ type fake struct {
 	release func(id string) error
 	discard func(id string) error
 	pause   func(ctx context.Context) error
+	unpack  func(archive string) error
+	look    func(id string) error
+	refuse  func() error  // to kill
 	slow    time.Duration // how long it takes to look at a container that runs
 }
 
@@ -178,6 +181,11 @@ func (f *fake) Look(_ context.Context, id string) (Actual, error) {
 		f.mu.Lock()
 	}
 	defer unlock()
+	if f.look != nil {
+		if err := f.look(id); err != nil {
+			return Actual{}, err
+		}
+	}
 	if b == nil {
 		return Actual{}, nil
 	}
@@ -276,6 +284,9 @@ func (f *fake) Kill(_ context.Context, id string, s syscall.Signal) error {
 		return err
 	}
 	defer unlock()
+	if f.refuse != nil {
+		return f.refuse()
+	}
 	b := f.box(id)
 	if s == syscall.SIGKILL || f.kill == nil || f.kill(id, s) {
 		b.exit(128 + int64(s))
@@ -376,6 +387,8 @@ func (f *fake) Pull(_ context.Context, name string, _ func(ctrmodel.Progress)) (
 	return ctrmodel.StoredImage{Name: name}, nil
 }
 
+func (f *fake) Resolve(_ context.Context, name string) (string, error) { return "", nil }
+
 func (f *fake) Refresh(_ context.Context, name string, _ func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -393,6 +406,11 @@ func (f *fake) RemoveImage(_ context.Context, name string) error {
 func (f *fake) Import(_ context.Context, archive string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.unpack != nil {
+		if err := f.unpack(archive); err != nil {
+			return err
+		}
+	}
 	f.imported = append(f.imported, filepath.Base(archive))
 	return nil
 }

@@ -26,6 +26,9 @@ func (a *actor) create(ctx, caller context.Context) error {
 		err = a.prepare(ctx)
 	}
 	if err == nil {
+		err = caller.Err() // nobody would know of it
+	}
+	if err == nil {
 		a.rec.State.SetCreated()
 		err = a.save()
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,7 +17,8 @@ import (
 // pipe is not lost then, although for a while nobody reads it. The unit has to have FileDescriptorStoreMax=; for a
 // daemon that is stopped, and started later, FileDescriptorStorePreserve=yes. Without systemd it does nothing; so does a nil one.
 type FileStore struct {
-	socket string
+	socket   string
+	patience time.Duration // with a systemd that is busy
 
 	mu    sync.Mutex
 	names map[string]bool
@@ -25,7 +27,7 @@ type FileStore struct {
 // OpenFileStore finds out what the daemon before this one has left open. It is to be called once, at the start. The socket is
 // that of systemd, $NOTIFY_SOCKET.
 func OpenFileStore(socket string) *FileStore {
-	s := &FileStore{socket: socket, names: map[string]bool{}}
+	s := &FileStore{socket: socket, patience: 5 * time.Second, names: map[string]bool{}}
 	count, _ := strconv.Atoi(os.Getenv("LISTEN_FDS"))
 	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
 		count = 0
@@ -104,7 +106,8 @@ func (s *FileStore) send(state string, rights []byte) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 5}); err != nil { // systemd may be busy
+	patience := unix.NsecToTimeval(s.patience.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience); err != nil {
 		return err
 	}
 	if err := unix.Sendmsg(fd, []byte(state), rights, &unix.SockaddrUnix{Name: s.socket}, 0); err != nil {

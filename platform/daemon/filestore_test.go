@@ -3,13 +3,17 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,5 +88,39 @@ func TestFileStoreKnowsWhatWasLeftOpen(t *testing.T) {
 		if err != nil || !strings.HasPrefix(string(out), want) {
 			t.Errorf("pid %s: %q, %v", pid, out, err)
 		}
+	}
+}
+
+func TestFileStoreWithSystemdThatDoesNotListen(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s := OpenFileStore(socket)
+	s.patience = 10 * time.Millisecond
+	if err := s.Put("none"); err == nil || len(s.Names()) != 0 {
+		t.Errorf("put nothing: %v, kept %v", err, s.Names())
+	}
+	for n := 0; err == nil; n++ { // until systemd has as many messages as it takes
+		if n > 100000 {
+			t.Fatal("takes everything")
+		}
+		err = s.Put(fmt.Sprint(n), os.Stdout)
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	if err := s.Remove("0"); !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	go io.Copy(io.Discard, conn)
+	s.patience = time.Minute
+	if err := s.Remove("0"); err != nil || slices.Contains(s.Names(), "0") {
+		t.Errorf("removed later: %v, still %v", err, s.Names())
+	}
+	if err := s.Remove("1"); err != nil {
+		t.Error(err)
 	}
 }

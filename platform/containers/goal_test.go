@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containers
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"sdvbox/platform/ctrmodel"
+)
+
+// Whatever becomes of an order: the container is as wanted then, or becomes so without anybody asking again.
+
+// eventually waits for something to be so.
+func (r *rig) eventually(what string, is func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(5 * time.Second); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatal("never: ", what)
+		}
+	}
+}
+
+// behave changes how the fake behaves.
+func (f *fake) behave(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func TestStartThatAFailedStopInterruptedGoesOn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a", policy(ctrmodel.RestartAlways, 0))
+	begun := make(chan bool, 1)
+	var full atomic.Bool
+	r.store.guard = func(write func() error) error {
+		if full.Load() {
+			return syscall.ENOSPC
+		}
+		return write()
+	}
+	r.fake.behave(func() {
+		r.fake.boxes[id].snapshot = false
+		r.fake.prepare = func(ctx context.Context, c *ctrmodel.Container) error {
+			if !full.Swap(true) {
+				begun <- true
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		}
+	})
+	r.fake.exit(id, 1)
+	<-begun
+	r.wantKind(r.Stop(t.Context(), id, force), ctrmodel.ResourceExhausted)
+	full.Store(false)
+	r.fake.behave(func() { r.fake.prepare = nil })
+	r.awaitStatus(id, ctrmodel.Running)
+}
+
+func TestRestartThatFailsHalfWayGoesOn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a")
+	var busy atomic.Bool
+	busy.Store(true)
+	r.fake.behave(func() {
+		r.fake.release = func(string) error {
+			if busy.Load() {
+				return errors.New("device busy")
+			}
+			return nil
+		}
+	})
+	if err := r.Restart(t.Context(), id, force); err == nil {
+		t.Fatal("no error")
+	}
+	busy.Store(false)
+	r.await(id, "running", func(c *ctrmodel.Container) bool { return c.State.Running && r.fake.launched(id) == 2 })
+}
+
+func TestRemovalIsNotForgottenByTheNextAgent(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.running("a", func(c *ctrmodel.Container) { c.ID = "id" })
+	r.stop()
+	if !r.killed(2, false, false, func(e *Engine) error { return e.Remove(context.Background(), "id", true, force) }) {
+		t.Fatal("not killed")
+	}
+	var tries atomic.Int32
+	r.fake.release = func(string) error {
+		if tries.Add(1) == 1 {
+			return errors.New("device busy")
+		}
+		return nil
+	}
+	r.start()
+	r.eventually("removed", func() bool { return len(r.list()) == 0 })
+}
+
+func TestContainerThatCannotBeLookedAtHoldsUpNoOthers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	sick := r.running("sick")
+	r.stop()
+	r.fake.look = func(id string) error {
+		if id == sick {
+			return ctrmodel.Errorf(ctrmodel.DeadlineExceeded, "the shim does not answer")
+		}
+		return nil
+	}
+	r.start()
+	r.must(r.Known(t.Context()))
+	r.fake.behave(func() { r.fake.look = nil })
+	r.await(sick, "adopted", func(c *ctrmodel.Container) bool { return c.State.PID == 4712 })
+}
+
+func TestNothingIsLeftOfACreationNobodyWaitsFor(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 200 {
+		if _, err := r.Create(ctx, &ctrmodel.Container{Image: ctrmodel.Image{Name: busybox}}); err == nil {
+			t.Fatal("created")
+		}
+	}
+	r.eventually("nothing is left", func() bool { return len(r.list()) == 0 })
+	r.must(r.Known(t.Context()))
+}
+
+func TestStopOfAContainerBeingCreatedWaits(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	begun, loaded := make(chan bool), make(chan bool)
+	r.fake.prepare = func(ctx context.Context, _ *ctrmodel.Container) error {
+		begun <- true
+		select {
+		case <-loaded:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	created, stopped := make(chan error), make(chan error)
+	go func() {
+		_, err := r.Create(context.Background(), &ctrmodel.Container{ID: "id", Image: ctrmodel.Image{Name: busybox}})
+		created <- err
+	}()
+	<-begun
+	go func() { stopped <- r.Stop(context.Background(), "id", force) }()
+	select {
+	case err := <-created:
+		t.Errorf("creation ended: %v", err)
+	case <-time.After(250 * time.Millisecond):
+		close(loaded)
+		r.must(<-created)
+	}
+	r.wantKind(<-stopped, ctrmodel.FailedPrecondition)
+	r.awaitStatus("id", ctrmodel.Created)
+}
+
+func TestStopNeedNotWaitForAnotherOne(t *testing.T) {
+	t.Parallel()
+	for name, second := range map[string]func(r *rig, id string) error{
+		"stop": func(r *rig, id string) error {
+			return r.Stop(t.Context(), id, ctrmodel.StopOptions{Signal: "SIGKILL", Force: true})
+		},
+		"park":         func(r *rig, id string) error { return r.Park(t.Context(), id, "update") },
+		"engine's end": func(r *rig, id string) error { r.stop(); return nil },
+	} {
+		r := newRig(t, func(c *Config) { c.StopOnExit, c.StopTimeout = true, 50*time.Millisecond })
+		told := make(chan bool, 10)
+		r.fake.kill = func(string, syscall.Signal) bool { told <- true; return false }
+		id := r.running("deaf")
+		first := make(chan error)
+		go func() { first <- r.Stop(context.Background(), id, ctrmodel.StopOptions{Timeout: 3600, Force: true}) }()
+		<-told
+		r.must(second(r, id))
+		r.wantKind(<-first, ctrmodel.Cancelled)
+		if n := r.fake.running(); n != 0 {
+			t.Errorf("%s: %d processes", name, n)
+		}
+	}
+}
+
+// It has been told that the process goes on if it does not heed the signal.
+func TestUnforcedStopIsNeverForced(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	told := make(chan bool, 10)
+	r.fake.kill = func(string, syscall.Signal) bool { told <- true; return false }
+	id := r.running("deaf")
+	stopped := make(chan error, 1)
+	go func() { stopped <- r.Stop(context.Background(), id, ctrmodel.StopOptions{Timeout: 60}) }()
+	<-told
+	r.restart()
+	r.must(r.Known(t.Context()))
+	r.steady(id, ctrmodel.Running)
+	if c := r.get(id); c.ManuallyStopped || r.fake.launched(id) != 1 {
+		t.Errorf("manually stopped: %v, launched %d times", c.ManuallyStopped, r.fake.launched(id))
+	}
+	r.fake.behave(func() { r.fake.kill = nil })
+	events := r.Subscribe(t.Context())
+	r.must(r.Stop(t.Context(), id, ctrmodel.StopOptions{}))
+	if e := <-events; e.Action != ctrmodel.ActionStopped || !e.Container.ManuallyStopped {
+		t.Errorf("event %s, manually stopped: %v", e.Action, e.Container.ManuallyStopped)
+	}
+	r.restart()
+	r.must(r.Known(t.Context()))
+	r.steady(id, ctrmodel.Stopped)
+}
+
+func TestForcedStopThatTakesTooLongIsNotTakenBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a")
+	r.fake.behave(func() {
+		r.fake.refuse = func() error { return ctrmodel.Errorf(ctrmodel.DeadlineExceeded, "containerd is busy") }
+	})
+	r.wantKind(r.Stop(t.Context(), id, force), ctrmodel.DeadlineExceeded)
+	r.fake.behave(func() { r.fake.refuse = nil })
+	r.awaitStatus(id, ctrmodel.Stopped)
+	r.steady(id, ctrmodel.Stopped)
+	if c := r.get(id); !c.ManuallyStopped || c.RestartCount != 0 {
+		t.Errorf("manually stopped: %v, restarts %d", c.ManuallyStopped, c.RestartCount)
+	}
+}
+
+func TestLongestTimeoutIsNotNone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fake.kill = func(string, syscall.Signal) bool { return false }
+	id := r.running("deaf")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	r.wantKind(r.Stop(ctx, id, ctrmodel.StopOptions{Timeout: 1 << 62, Force: true}), ctrmodel.DeadlineExceeded)
+	if r.fake.running() != 1 {
+		t.Error("killed at once")
+	}
+}
+
+// Machines are slow while they boot; that is no failure of a container.
+func TestSlowContainerdIsNotBlamedOnAContainer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a", policy(ctrmodel.RestartOnFailure, 1))
+	r.stop()
+	r.fake.boxes[id].task = NoTask
+	r.boot = "another one"
+	var tries atomic.Int32
+	r.fake.launch = func(*ctrmodel.Container) error {
+		if tries.Add(1) < 6 {
+			return ctrmodel.Errorf(ctrmodel.DeadlineExceeded, "no answer in time")
+		}
+		return nil
+	}
+	r.start()
+	if c := r.await(id, "running", func(c *ctrmodel.Container) bool { return r.fake.launched(id) == 2 }); c.RestartCount != 0 {
+		t.Errorf("%d restarts counted", c.RestartCount)
+	}
+}
+
+// Others freeze containers, too, and containerd may do so after it has been given up.
+func TestPausedIsWhatContainerdSays(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a")
+	set := func(task Task) { r.fake.behave(func() { r.fake.box(id).task = task }) }
+	r.fake.behave(func() {
+		r.fake.pause = func(context.Context) error {
+			time.AfterFunc(time.Millisecond, func() { set(TaskPaused) })
+			return context.DeadlineExceeded
+		}
+	})
+	r.wantKind(r.Pause(t.Context(), id), ctrmodel.DeadlineExceeded)
+	r.awaitStatus(id, ctrmodel.Paused)
+	r.must(r.Unpause(t.Context(), id))
+	set(TaskPaused)
+	r.must(r.Unpause(t.Context(), id))
+	r.awaitStatus(id, ctrmodel.Running)
+	set(TaskPaused)
+	r.must(r.Ensure(t.Context(), id))
+	if is, _ := r.fake.Look(t.Context(), id); is.Task != TaskRunning {
+		t.Errorf("made sure of, but %v", is.Task)
+	}
+}
+
+// The restart policy's pause is not cut short by what has to be tried again meanwhile, nor by containerd.
+func TestPauseBeforeARestartIsKept(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a", func(c *ctrmodel.Container) {
+		c.HostConfig.RestartPolicy = ctrmodel.RestartPolicy{Type: ctrmodel.RestartAlways, RetryTimeout: time.Hour}
+	})
+	var tries atomic.Int32
+	r.fake.behave(func() {
+		r.fake.release = func(string) error {
+			if tries.Add(1)%2 == 1 {
+				return errors.New("device busy")
+			}
+			return nil
+		}
+	})
+	begin := time.Now()
+	for n := range 3 { // 0.1 + 0.2 + 0.4 s
+		r.fake.exit(id, 1)
+		r.awaitStatus(id, ctrmodel.Exited)
+		r.fake.setDown(true)
+		r.eventually("down", func() bool { return r.Ready() != nil })
+		r.fake.setDown(false)
+		r.await(id, "restarted", func(*ctrmodel.Container) bool { return r.fake.launched(id) == n+2 })
+	}
+	if took := time.Since(begin); took < 700*time.Millisecond {
+		t.Errorf("three restarts took %v", took)
+	}
+}
+
+// A successor that has not started is no reason to remove the one it is to replace.
+func TestNothingIsCommittedThatHasNeverRun(t *testing.T) {
+	t.Parallel()
+	for _, owner := range []string{"", "update"} {
+		r := newRig(t)
+		ctx := t.Context()
+		old := r.running("seat")
+		var stuck atomic.Bool
+		stuck.Store(true)
+		r.fake.behave(func() {
+			r.fake.launch = func(c *ctrmodel.Container) error {
+				if c.ID == "next" {
+					return errors.New("bad program")
+				}
+				return nil
+			}
+			r.fake.release = func(id string) error {
+				if id == old && stuck.Load() {
+					return ctrmodel.Errorf(ctrmodel.Unavailable, "no answer")
+				}
+				return nil
+			}
+		})
+		if owner == "" {
+			if _, err := r.Replace(ctx, old, next()); !passing(err) {
+				t.Fatalf("replace: %v", err)
+			}
+			time.Sleep(50 * time.Millisecond) // the engine tries on
+			stuck.Store(false)
+		} else {
+			_, err := r.Succeed(ctx, old, owner, next())
+			r.must(err)
+			r.wantKind(r.Switch(ctx, "next"), ctrmodel.Unavailable)
+			r.wantKind(r.Ensure(ctx, "next"), ctrmodel.Unavailable)
+			r.wantKind(r.Start(ctx, "next"), ctrmodel.Unavailable)
+			stuck.Store(false)
+			if err := r.Switch(ctx, "next"); err == nil || !strings.Contains(err.Error(), "bad program") {
+				t.Errorf("switch: %v", err)
+			}
+			r.wantKind(r.Commit(ctx, "next"), ctrmodel.FailedPrecondition)
+			r.must(r.Abandon(ctx, "next"))
+		}
+		r.eventually("only the old one is left", func() bool { return len(r.list()) == 1 })
+		r.awaitStatus(old, ctrmodel.Running)
+		r.inCharge(old)
+	}
+}
