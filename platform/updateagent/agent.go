@@ -36,7 +36,8 @@ type Backend interface {
 	// Verify is called after a restart when Activate has succeeded. It returns
 	// ACTIVATION_SUCCESS or ACTIVATION_FAILURE when there is news of it, such
 	// as the outcome of a reboot, and nothing otherwise. Of baselines there may
-	// be one result each, which names it; the others stay as they are.
+	// be one result each, which names it; the others stay as they are. One that
+	// names none is for all of them.
 	Verify(context.Context, *Job) []updateproto.Feedback
 	Rollback(context.Context, *Job) []updateproto.Feedback
 	Cleanup(context.Context, *Job) []updateproto.Feedback

@@ -122,6 +122,12 @@ func TestBaselinesAreCommandedOnTheirOwn(t *testing.T) {
 			"<activated> inventory: a:ACTIVATION_SUCCESS/x a:ACTIVATION_FAILURE/y a:ACTIVATION_FAILURE/y a:ACTIVATION_SUCCESS/x a:ACTIVATION_FAILURE " +
 			"<cleaning> a:CLEANUP_SUCCESS/y <cleaning> a:CLEANUP_SUCCESS/x a:COMPLETE inventory:",
 	}, {
+		"OutcomeOfARestartIsForEachBaselineThatWasCommandedOnItsOwn",
+		"ds a,ok,DOWNLOAD a,ok,UPDATE a,ok,ACTIVATE a/x,ok,ACTIVATE a/y,ok,restart,ok,restart,fail,CLEANUP a,ok",
+		begin + "<downloading> a:DOWNLOAD_SUCCESS <updating> a:UPDATE_SUCCESS <activating> a:ACTIVATION_SUCCESS/x <activating> a:ACTIVATION_SUCCESS/y " +
+			"<activated> inventory: a:ACTIVATION_SUCCESS/x a:ACTIVATION_SUCCESS/y <activated> inventory: a:ACTIVATION_FAILURE/x a:ACTIVATION_FAILURE/y " +
+			"<cleaning> a:CLEANUP_SUCCESS a:INCOMPLETE inventory:",
+	}, {
 		"RestartFindsThatNothingWorks",
 		"ds a,ok,DOWNLOAD a/x,ok,UPDATE a/x,ok,ACTIVATE a/x,ok,restart,only x,expire,ok",
 		begin + "<downloading> a:DOWNLOAD_SUCCESS/x <updating> a:UPDATE_SUCCESS/x <activating> a:ACTIVATION_SUCCESS/x <activated> inventory: " +

@@ -525,7 +525,7 @@ func (m *machine) done(results []updateproto.Feedback) {
 	for i, f := range results {
 		results[i] = clip(f)
 	}
-	if verified && results[0].Baseline != "" {
+	if verified && len(a.Parts) > 0 {
 		m.verified(results)
 		m.runQueue(a.Queue)
 		return
@@ -559,7 +559,15 @@ func (m *machine) done(results []updateproto.Feedback) {
 // verified takes what became of an activation, baseline by baseline. Who has
 // commanded all of them hears the worst.
 func (m *machine) verified(results []updateproto.Feedback) {
-	a, worst := m.Activity, results[0]
+	a := m.Activity
+	if f := results[0]; f.Baseline == "" {
+		results = nil
+		for _, part := range a.at(Activated) {
+			f.Baseline = part.Title
+			results = append(results, f)
+		}
+	}
+	worst := results[0]
 	for _, f := range results {
 		a.Phase = Activated
 		p := a.afterWork(f.Status)
