@@ -74,6 +74,7 @@ type backend interface {
 
 	Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
 	Refresh(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
+	Resolve(ctx context.Context, name string) (digest string, err error)
 	RemoveImage(ctx context.Context, name string) error
 	Import(ctx context.Context, archive string) error
 	Images(ctx context.Context) ([]ctrmodel.StoredImage, error)
@@ -575,6 +576,11 @@ func (e *Engine) Refresh(ctx context.Context, name string, progress func(ctrmode
 	image, err := e.backend.Refresh(ctx, name, progress)
 	image.Used = e.UsedImages()[name]
 	return image, err
+}
+
+// Resolve asks the registry for the digest of what the name stands for now, and gets nothing.
+func (e *Engine) Resolve(ctx context.Context, name string) (digest string, err error) {
+	return e.backend.Resolve(ctx, name)
 }
 
 // ImageDigest returns the digest of the image that a container is made of, empty if that is not known.

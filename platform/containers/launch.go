@@ -68,6 +68,10 @@ func (m *machine) Refresh(ctx context.Context, name string, progress func(ctrmod
 	return stored(i), err
 }
 
+func (m *machine) Resolve(ctx context.Context, name string) (string, error) {
+	return m.Parts.Images.Resolve(ctx, name)
+}
+
 func (m *machine) RemoveImage(ctx context.Context, name string) error {
 	return m.Parts.Images.Remove(ctx, name)
 }

@@ -41,6 +41,7 @@ type Engine interface {
 	Ensure(ctx context.Context, id string) error
 	Update(ctx context.Context, id string, o ctrmodel.UpdateOptions) error
 	Remove(ctx context.Context, id string, force bool, o ctrmodel.StopOptions) error
+	Stop(ctx context.Context, id string, o ctrmodel.StopOptions) error
 	Exec(ctx context.Context, id string, o ctrmodel.ExecOptions, s ctrmodel.Streams) (int, error)
 
 	Succeed(ctx context.Context, id, owner string, c *ctrmodel.Container) (*ctrmodel.Container, error)
@@ -55,6 +56,8 @@ type Engine interface {
 
 // Tags finds out what the names of images stand for.
 type Tags interface {
+	// Resolve asks the registry for the digest, and gets nothing.
+	Resolve(ctx context.Context, name string) (digest string, err error)
 	// Refresh asks the registry, and gets the image if it is another one now.
 	Refresh(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error)
 	// ImageDigest is of the image that a container was made of.
@@ -76,6 +79,7 @@ type Config struct {
 	Health    time.Duration // that a new container has to run without being restarted
 	Downloads int           // images to get at the same time
 	Patience  time.Duration // how long containerd is waited for; 0: a minute
+	Ask       time.Duration // how long registries may take to say what names stand for; 0: 15 seconds
 	Pause     time.Duration // before a start that has failed is tried once more; 0: a second
 	Often     time.Duration // between two words of progress; 0: a second
 	Log       *slog.Logger
@@ -90,13 +94,17 @@ var _ updateagent.Backend = (*Backend)(nil)
 
 // Check says what is wrong with a desired state, whatever containers there are.
 func (b *Backend) Check(ds updateproto.DesiredState) error {
-	_, err := read(ds)
+	d, err := read(ds)
+	if err == nil {
+		err = d.clash()
+	}
 	return err
 }
 
 // notes are kept with the activity.
 type notes struct {
 	Actions []*action `json:"actions"`
+	Cause   string    `json:"cause,omitempty"` // of the first failure
 }
 
 // work is one step of an update.
@@ -106,6 +114,7 @@ type work struct {
 	all   []*action // of the activity
 	mine  []*action // those that the step is about
 	wants map[string]*wanted
+	cause string // why the first action has failed that has
 
 	mu   sync.Mutex
 	told time.Time // when somebody has heard of progress
@@ -116,7 +125,7 @@ func (b *Backend) work(job *updateagent.Job) *work {
 	w := &work{Backend: b, job: job, wants: map[string]*wanted{}, told: time.Now()}
 	var n notes
 	job.Load(&n)
-	w.all = n.Actions
+	w.all, w.cause = n.Actions, n.Cause
 	for _, a := range w.all {
 		if len(job.Baselines) == 0 || slices.ContainsFunc(job.Baselines, func(t updateagent.Baseline) bool { return t.Title == a.Baseline }) {
 			w.mine = append(w.mine, a)
@@ -134,7 +143,7 @@ func (b *Backend) work(job *updateagent.Job) *work {
 func (w *work) save() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.job.Save(notes{w.all})
+	return w.job.Save(notes{w.all, w.cause})
 }
 
 // set says how far an action is.
@@ -180,7 +189,9 @@ func (w *work) end(status, message string) []updateproto.Feedback {
 func (w *work) fail(a *action, status string, err error) string {
 	w.Log.Error("update of containers has failed", "container", a.Name, "status", status, "error", err)
 	w.set(a, status, err.Error())
-	return a.Name + ": " + err.Error()
+	why := a.Name + ": " + err.Error()
+	w.cause = cmp.Or(w.cause, clip(why))
+	return why
 }
 
 // Identify decides what has to be done.
@@ -189,6 +200,9 @@ func (b *Backend) Identify(ctx context.Context, job *updateagent.Job) []updatepr
 		return []updateproto.Feedback{{Status: updateproto.StatusIdentificationFailed, Message: err.Error()}}
 	}
 	d, err := read(job.Request)
+	if err == nil {
+		err = d.clash()
+	}
 	if err != nil {
 		return failed(err)
 	}
@@ -205,7 +219,10 @@ func (b *Backend) Identify(ctx context.Context, job *updateagent.Job) []updatepr
 		return failed(fmt.Errorf("cannot tell which containers there are: %w", err))
 	}
 	w := &work{Backend: b, job: job}
-	w.all = plan(b.Domain, d, current, b.System, b.Scoped, b.moved(ctx, d, current))
+	if !d.hasSystem {
+		d.system = b.System
+	}
+	w.all = plan(b.Domain, d, current, b.Scoped, b.moved(ctx, d, current))
 	for _, want := range d.wanted {
 		for _, odd := range want.odd {
 			b.Log.Warn("component of a desired state", "component", want.Name, "ignored", odd)
@@ -219,7 +236,7 @@ func (b *Backend) Identify(ctx context.Context, job *updateagent.Job) []updatepr
 			a.New = newID()
 		}
 		if i := slices.IndexFunc(current, func(c *ctrmodel.Container) bool { return c.ID == a.Old }); i >= 0 {
-			a.Steady = current[i].State.HasProcess() && current[i].RestartCount == 0
+			a.Steady = current[i].State.HasProcess() && current[i].RestartCount == 0 || runsFor(current[i], b.Health)
 		}
 	}
 	if err := w.save(); err != nil {
@@ -257,17 +274,19 @@ func (b *Backend) inCharge(ctx context.Context) ([]*ctrmodel.Container, error) {
 
 // moved returns the ids of containers whose image is no longer the one that its name stands for, if that is to be found out.
 func (b *Backend) moved(ctx context.Context, d *desired, current []*ctrmodel.Container) map[string]bool {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(b.Ask, 15*time.Second))
+	defer cancel()
 	moved := map[string]bool{}
 	for _, w := range d.wanted {
 		i := slices.IndexFunc(current, func(c *ctrmodel.Container) bool { return c.Name == w.Name && c.Image.Name == w.Image.Name })
-		if b.Tags == nil || i < 0 || slices.Contains(b.System, w.Name) {
+		if b.Tags == nil || i < 0 || slices.Contains(d.system, w.Name) {
 			continue
 		}
 		made, err := b.Tags.ImageDigest(current[i].ID)
 		if err == nil {
-			var image ctrmodel.StoredImage
-			image, err = b.Tags.Refresh(ctx, w.Image.Name, nil)
-			moved[current[i].ID] = err == nil && image.Digest != made
+			var now string
+			now, err = b.Tags.Resolve(ctx, w.Image.Name)
+			moved[current[i].ID] = err == nil && now != made
 		}
 		if err != nil {
 			b.Log.Warn("cannot tell whether the image is still the one that its name stands for", "image", w.Image.Name, "error", err)

@@ -433,19 +433,30 @@ func TestSystemContainersAndScope(t *testing.T) {
 
 func TestMovedTagsAreNoticedIfThatIsWanted(t *testing.T) {
 	f := car()
-	f.moved["seats:1"] = true
-	ds := desire(component("hvac", "image=hvac:1", "port=80:80"), component("seats", "image=seats:1"))
+	f.moved["seats:1"], f.moved["radio:1"] = true, true
+	ds := desire(component("hvac", "image=hvac:1", "port=80:80"), component("seats", "image=seats:1"), component("radio", "image=radio:1"))
+	ds.Domains[0].Config = []updateproto.KeyValue{{Key: "systemContainers", Value: "radio,old"}}
 	for _, tc := range []struct {
 		tags Tags
 		want kind
-	}{{nil, check}, {f, recreate}} {
+		pull string // by DOWNLOAD
+	}{{nil, check, ""}, {f, recreate, "Refresh seats:1"}} {
 		u := newUpdate(t, f, ds)
 		u.b.Tags = tc.tags
+		f.log = nil
 		u.step((*Backend).Identify, false)
 		var n notes
 		json.Unmarshal(u.notes, &n)
-		if n.Actions[0].Kind != check || n.Actions[1].Kind != tc.want {
-			t.Errorf("with tags %v: hvac %s, seats %s, want check and %s", tc.tags != nil, n.Actions[0].Kind, n.Actions[1].Kind, tc.want)
+		if len(n.Actions) != 2 || n.Actions[0].Kind != check || n.Actions[1].Kind != tc.want {
+			t.Errorf("with tags %v: %+v, want check and %s", tc.tags != nil, n.Actions, tc.want)
+		}
+		if log := strings.Join(f.log, "\n"); log != strings.Repeat("Resolve hvac:1\nResolve seats:1", len(tc.pull)/15) {
+			t.Errorf("before anybody has agreed:\n%s", log)
+		}
+		f.log = nil
+		u.step((*Backend).Download, false)
+		if log := strings.Join(f.log, "\n"); !strings.HasPrefix(log, tc.pull) {
+			t.Errorf("to download:\n%s", log)
 		}
 	}
 }
@@ -566,4 +577,210 @@ func TestChangesOfContainersAreToldOnceInAWhile(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// A CLEANUP that comes before the identification has found anything out.
+func TestUpdateThatHasNotBegunIsNoSuccess(t *testing.T) {
+	f := car()
+	before := f.world()
+	u := newUpdate(t, f, whole("hvac:2", "navi:1"))
+	if end := u.command(""); end.Status != "INCOMPLETE" || f.world() != before {
+		t.Errorf("ends with %+v", end)
+	}
+}
+
+// moody is an engine whose hvac cannot be seen to run while it fails.
+type moody struct {
+	*fake
+	fails func() bool
+}
+
+func (m *moody) Ensure(ctx context.Context, id string) error {
+	if m.fails() && m.name(id) == "hvac" {
+		return ctrmodel.Errorf(ctrmodel.Internal, "no mood")
+	}
+	return m.fake.Ensure(ctx, id)
+}
+
+// What has been found to be no good after a restart stays so, even if the reason is gone after another one.
+func TestFailureThatHealsWhileItIsTakenBack(t *testing.T) {
+	for cut := 1; ; cut++ {
+		f := car()
+		before := f.world()
+		u := newUpdate(t, f, whole("hvac:2", "navi:1"))
+		u.step((*Backend).Identify, false)
+		for _, step := range []func(*Backend, context.Context, *updateagent.Job) []updateproto.Feedback{(*Backend).Download, (*Backend).Update, (*Backend).Activate} {
+			u.step(step, false)
+		}
+		u.b.Engine = &moody{f, func() bool { return u.crashes == 0 }}
+		f.calls, f.cut = 0, cut
+		if end := u.command("RESTART"); end.Status == "INCOMPLETE" && end.Message != "hvac: no mood" {
+			t.Errorf("cut at %d: ends with %q", cut, end.Message)
+		} else if u.judge(before, end.Status); t.Failed() {
+			t.Fatalf("cut at %d", cut)
+		}
+		if u.crashes == 0 {
+			break
+		}
+	}
+}
+
+// An agent that is killed while it makes a container finds half of one, which goes.
+func TestHalfOfAContainerIsNotTakenForOne(t *testing.T) {
+	f := car()
+	u := newUpdate(t, f, whole("hvac:2", "navi:1"))
+	u.b.Patience = 10 * time.Second
+	u.step((*Backend).Identify, false)
+	var n notes
+	json.Unmarshal(u.notes, &n)
+	c := &ctrmodel.Container{ID: n.Actions[2].New, Name: "navi", Image: ctrmodel.Image{Name: "navi:1"}}
+	c.Defaults(nil)
+	c.State.SetDead()
+	f.boxes[c.ID] = &box{Container: c}
+	time.AfterFunc(50*time.Millisecond, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.boxes, c.ID)
+	})
+	if end := u.command(all); end.Status != "COMPLETED" {
+		t.Errorf("ends with %+v", end)
+	}
+}
+
+// A service has been one also if it has crashed before.
+func TestServiceThatHasCrashedOnceIsNotReplacedByWhatEnds(t *testing.T) {
+	for age, want := range map[time.Duration]string{time.Minute: "INCOMPLETE", 0: "COMPLETED"} {
+		f := car()
+		f.boxes["hvac"].RestartCount = 1
+		f.boxes["hvac"].State.SetRunning(1, time.Now().Add(-age))
+		u := newUpdate(t, f, whole("hvac:once", "navi:1"))
+		u.b.Health = 30 * time.Second
+		u.step((*Backend).Identify, false)
+		u.b.Health = time.Millisecond
+		if end := u.command(all); end.Status != want {
+			t.Errorf("running for %v: ends with %+v, want %s", age, end, want)
+		}
+	}
+}
+
+// The way back is not given up for a container that is not there any more, or does not run.
+func TestNewContainerComesToHarmBeforeCleanup(t *testing.T) {
+	for name, harm := range map[string]func(*fake, *box){
+		"Removed":     func(f *fake, b *box) { f.Remove(t.Context(), b.ID, true, ctrmodel.StopOptions{}) },
+		"Stopped":     func(f *fake, b *box) { f.Stop(t.Context(), b.ID, ctrmodel.StopOptions{}) },
+		"Crashed":     func(f *fake, b *box) { b.State.SetExited(1, time.Now(), false, "") },
+		"CrashesLoop": func(f *fake, b *box) { b.RestartCount = 7; b.State.SetRunning(1, time.Now().Add(time.Hour)) },
+		"CrashedOnce": func(f *fake, b *box) { b.RestartCount = 1; b.State.SetRunning(1, time.Now().Add(-time.Hour)) },
+	} {
+		for _, victim := range []string{"hvac", "navi"} {
+			f := car()
+			before := f.world()
+			u := newUpdate(t, f, whole("hvac:2", "navi:1"))
+			u.step((*Backend).Identify, false)
+			u.step((*Backend).Download, false)
+			u.step((*Backend).Update, false)
+			u.step((*Backend).Activate, false)
+			c, err := f.ByName(t.Context(), victim)
+			if err != nil {
+				t.Fatal(err)
+			}
+			harm(f, f.boxes[c.ID])
+			r := u.step((*Backend).Cleanup, true)
+			if name == "CrashedOnce" {
+				if r[1].Status != "COMPLETED" {
+					t.Errorf("%s: ends with %+v", name, r)
+				}
+				continue
+			}
+			if r[0].Status != "CLEANUP_FAILURE" || r[1].Status != "INCOMPLETE" || !strings.HasPrefix(r[1].Message, victim+": ") {
+				t.Errorf("%s %s: ends with %+v", victim, name, r)
+			}
+			u.judge(before, r[1].Status)
+		}
+	}
+}
+
+// Baselines that have been activated one by one are not taken back because of another one.
+func TestRestartFailsOneBaseline(t *testing.T) {
+	ds := whole("hvac:2", "navi:late")
+	f := car()
+	u := newUpdate(t, f, ds)
+	u.step((*Backend).Identify, false)
+	for _, title := range u.titles {
+		u.step((*Backend).Download, false, title)
+		u.step((*Backend).Update, false, title)
+	}
+	for _, title := range []string{"containers:hvac", "containers:radio", "containers:remove-components", "containers:seats", "containers:navi"} {
+		if r := u.step((*Backend).Activate, false, title); r[0].Status != "ACTIVATION_SUCCESS" {
+			t.Fatal(r)
+		}
+	}
+	f.revive(true)
+	got := ""
+	for _, r := range u.step((*Backend).Verify, false, u.titles...) {
+		got += fmt.Sprintln(r.Baseline, r.Status)
+	}
+	if want := `containers:hvac ACTIVATION_SUCCESS
+containers:seats ACTIVATION_SUCCESS
+containers:navi ACTIVATION_FAILURE
+containers:radio ACTIVATION_SUCCESS
+containers:remove-components ACTIVATION_SUCCESS
+`; got != want {
+		t.Errorf("says\n%swant\n%s", got, want)
+	}
+	if w := f.world(); !strings.Contains(w, "image=hvac:2 Running") || strings.Contains(w, "navi") || !strings.Contains(w, `"memory":"128M"`) {
+		t.Errorf("left behind:\n%s", w)
+	}
+}
+
+// slowly is an engine whose download of one image does not end before others have failed.
+type slowly struct{ *fake }
+
+func (s *slowly) Pull(ctx context.Context, name string, progress func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	if name == "hvac:2" {
+		<-ctx.Done()
+		return ctrmodel.StoredImage{}, ctx.Err()
+	}
+	return s.fake.Pull(ctx, name, progress)
+}
+
+func TestFirstFailureIsTheReason(t *testing.T) {
+	for _, commands := range []string{"DOWNLOAD", "DOWNLOAD ROLLBACK"} {
+		f := car()
+		u := newUpdate(t, f, whole("hvac:2", "navi:missing"))
+		u.b.Downloads, u.b.Engine = 3, &slowly{f}
+		u.step((*Backend).Identify, false)
+		u.step((*Backend).Download, false)
+		if commands == "DOWNLOAD ROLLBACK" {
+			u.step((*Backend).Rollback, false)
+		}
+		if end := u.command(""); end.Message != "navi: image navi:missing: not found" {
+			t.Errorf("after %s the reason is %q", commands, end.Message)
+		}
+	}
+}
+
+func TestContainerThatSomebodyHasStoppedIsStoppedAgain(t *testing.T) {
+	for _, name := range []string{"seats", "radio"} { // which are checked, and changed
+		f := car()
+		f.Stop(t.Context(), name, ctrmodel.StopOptions{})
+		before := f.world()
+		u := newUpdate(t, f, whole("hvac:2", "navi:1"))
+		if end := u.run(all + " ROLLBACK"); end.Status != "INCOMPLETE" || f.world() != before || !strings.Contains(before, "Stopped") {
+			t.Errorf("%s: ends with %+v and\n%s\nof\n%s", name, end, f.world(), before)
+		}
+	}
+}
+
+// What has been activated last goes first.
+func TestWayBackIsTheOtherWayRound(t *testing.T) {
+	f := car()
+	u := newUpdate(t, f, desire(component("hvac", "image=hvac:2", "host=x:container_seats-host"), component("seats", "image=seats:2")))
+	u.b.Scoped = true
+	f.log = nil
+	u.run(all + " ROLLBACK")
+	order := slices.DeleteFunc(slices.Clone(f.log), func(l string) bool { return !strings.HasPrefix(l, "Switch") && !strings.HasPrefix(l, "Abandon") })
+	if got := strings.Join(order[:4], ", "); got != "Switch seats, Switch hvac, Abandon hvac, Abandon seats" {
+		t.Errorf("order %s", got)
+	}
 }

@@ -89,15 +89,20 @@ func parse(c updateproto.Component) (*wanted, error) {
 		case "memorySwap":
 			host.Resources.MemorySwap = value
 		case "healthTime":
-			w.proof.time, err = parseSeconds(value)
+			err = set(&w.proof.time, value, 0)
 		case "healthCmd":
 			w.proof.cmd = append(w.proof.cmd, value)
 		case "healthInterval":
-			w.proof.interval, err = parseSeconds(value)
+			err = set(&w.proof.interval, value, 0)
 		case "healthTimeout":
-			w.proof.timeout, err = parseSeconds(value)
+			err = set(&w.proof.timeout, value, time.Millisecond)
 		case "healthRetries":
-			w.proof.retries, err = strconv.Atoi(value)
+			var n uint64
+			if n, err = strconv.ParseUint(value, 10, 32); err == nil && n > maxRetries {
+				err = strconv.ErrRange
+			} else if err == nil {
+				w.proof.retries = int(n)
+			}
 		default:
 			if !slices.Contains(reported, kv.Key) {
 				w.odd = append(w.odd, fmt.Sprintf("unknown key %.40q", kv.Key))
@@ -147,6 +152,24 @@ func parseSeconds(text string) (time.Duration, error) {
 		return 0, fmt.Errorf("%.40q: expected a duration such as 30s, or seconds", text)
 	}
 	return d, nil
+}
+
+// Bounds of what a container may have to prove.
+const (
+	maxHealth  = time.Hour
+	maxRetries = 100
+)
+
+// set reads a duration that belongs to a proof.
+func set(d *time.Duration, text string, least time.Duration) error {
+	v, err := parseSeconds(text)
+	if err == nil && (v < least || v > maxHealth) {
+		err = fmt.Errorf("%.40q: expected %v to %v", text, least, maxHealth)
+	}
+	if err == nil {
+		*d = v
+	}
+	return err
 }
 
 // inherit gives a container what no key of a component can say from the one that it replaces.

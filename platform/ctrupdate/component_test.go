@@ -144,7 +144,7 @@ func TestWhatMakesNoSenseIsLeftOutAndSaid(t *testing.T) {
 	if w.Image.Name != "hvac:2" || w.HostConfig.RestartPolicy.RetryTimeout != 30*time.Second || len(w.HostConfig.Ports) > 0 {
 		t.Errorf("container %+v", w.Container)
 	}
-	list := plan("containers", &desired{wanted: []*wanted{w}}, nil, nil, false, nil)
+	list := plan("containers", &desired{wanted: []*wanted{w}}, nil, false, nil)
 	if !strings.Contains(list[0].Message, `Ignored: port "x", `) {
 		t.Errorf("said is %q", list[0].Message)
 	}
@@ -166,6 +166,8 @@ func TestWhatMakesNoContainerIsRefused(t *testing.T) {
 		{desire(component("a", "privileged=true", "device=/dev/null:/dev/null")), "devices"},
 		{desire(component("a", "restartPolicy=perhaps")), `"perhaps"`},
 		{desire(component("a"), component("a")), `component "a" is there twice`},
+		{desire(component("a", "port=80-90:80"), component("b", "port=127.0.0.1:85:80")), `components "a" and "b" want the same port of the host`},
+		{desire(component("a", "port=80:80"), component("b", "port=80:80/udp")), ""},
 		{updateproto.DesiredState{}, "0 domains"},
 		{with(two, "x", "containers:c"), `baseline "x": there is no component "containers:c"`},
 		{with(with(two, "x", "containers:a"), "y", "containers:b", "containers:a"), `baseline "y": component "containers:a" is in baseline "x" already`},
@@ -181,6 +183,45 @@ func TestWhatMakesNoContainerIsRefused(t *testing.T) {
 func with(ds updateproto.DesiredState, title string, components ...string) updateproto.DesiredState {
 	ds.Baselines = append(slices.Clone(ds.Baselines), updateproto.Baseline{Title: title, Components: components})
 	return ds
+}
+
+func TestContainersContendForPortsOfTheSameAddress(t *testing.T) {
+	for _, tc := range []struct {
+		a, b string
+		want bool
+	}{
+		{"80:1", "80:2", true}, {"80:1", "81:1", false}, {"80:1", "80:1/udp", false}, {"80-90:1", "85:1", true}, {"85:1", "80-90:1", true}, {"80-84:1", "85-90:1", false},
+		{"127.0.0.1:80:1", "80:1", true}, {"80:1", "10.0.0.1:80:1", true}, {"127.0.0.1:80:1", "10.0.0.1:80:1", false}, {"127.0.0.1:80:1", "127.0.0.1:80:1", true},
+		{"[::]:80:1", "10.0.0.1:80:1", true}, {"[::1]:80:1", "80:1", true}, {"[::1]:80:1", "127.0.0.1:80:1", false},
+	} {
+		a, errA := parse(component("a", "port="+tc.a))
+		b, errB := parse(component("b", "port="+tc.b))
+		if errA != nil || errB != nil || a.odd != nil || b.odd != nil {
+			t.Fatal(errA, errB, a.odd, b.odd)
+		}
+		if contend(a.Container, b.Container) != tc.want {
+			t.Errorf("%s and %s contend: %v", tc.a, tc.b, !tc.want)
+		}
+	}
+}
+
+// Whoever does not know what to write does not block an update for ever.
+func TestProofsHaveBounds(t *testing.T) {
+	for config, odd := range map[string]bool{
+		"healthTime=0": false, "healthTime=1h": false, "healthTime=99999h": true, "healthTime=-1s": true, "healthTime=soon": true,
+		"healthInterval=0": false, "healthInterval=2h": true, "healthTimeout=0": true, "healthTimeout=2h": true, "healthTimeout=1ms": false,
+		"healthRetries=0": false, "healthRetries=100": false, "healthRetries=101": true, "healthRetries=-1": true, "healthRetries=99999999999": true,
+	} {
+		w, err := parse(component("a", config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, usual := w.proof, defaultProof()
+		same := p.time == usual.time && p.interval == usual.interval && p.timeout == usual.timeout && p.retries == usual.retries
+		if (w.odd != nil) != odd || same != odd {
+			t.Errorf("%s: odd is %q, proof %+v", config, w.odd, p)
+		}
+	}
 }
 
 func TestDifferences(t *testing.T) {
@@ -229,7 +270,7 @@ func TestContainersComeAfterThoseTheyLookFor(t *testing.T) {
 		wants[w.Name] = w
 	}
 	var order []string
-	for _, a := range inOrder(plan("containers", d, []*ctrmodel.Container{plain("gone")}, nil, false, nil), wants) {
+	for _, a := range inOrder(plan("containers", d, []*ctrmodel.Container{plain("gone")}, false, nil), wants) {
 		order = append(order, a.Name)
 	}
 	if got, want := fmt.Sprint(order), "[ring db web app last gone]"; got != want {

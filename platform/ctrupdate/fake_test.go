@@ -102,8 +102,9 @@ func (f *fake) do(ctx context.Context, what, id string, change func() error) err
 		return err
 	}
 	f.mu.Lock()
+	name := f.name(id)
 	err := change()
-	f.log = append(f.log, fmt.Sprint(what, " ", f.name(id), errText(err)))
+	f.log = append(f.log, fmt.Sprint(what, " ", name, errText(err)))
 	f.mu.Unlock()
 	if e := f.step(ctx, "after "+what); e != nil && ctrmodel.KindOf(e) != ctrmodel.Unavailable {
 		return e
@@ -297,12 +298,17 @@ func (f *fake) Pull(ctx context.Context, name string, progress func(ctrmodel.Pro
 	return ctrmodel.StoredImage{Name: name, Digest: "sha256:1"}, err
 }
 
-func (f *fake) Refresh(ctx context.Context, name string, _ func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
-	s, err := f.Pull(ctx, name, func(ctrmodel.Progress) {})
+func (f *fake) Refresh(_ context.Context, name string, _ func(ctrmodel.Progress)) (ctrmodel.StoredImage, error) {
+	f.log = append(f.log, "Refresh "+name)
+	return ctrmodel.StoredImage{Name: name}, nil
+}
+
+func (f *fake) Resolve(_ context.Context, name string) (string, error) {
+	f.log = append(f.log, "Resolve "+name)
 	if f.moved[name] {
-		s.Digest = "sha256:2"
+		return "sha256:2", nil
 	}
-	return s, err
+	return "sha256:1", nil
 }
 
 func (f *fake) ImageDigest(string) (string, error) { return "sha256:1", nil }
@@ -373,7 +379,7 @@ func (f *fake) Ensure(ctx context.Context, id string) error {
 		if !f.inCharge(b) {
 			return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "container %s is not in charge", b.Name)
 		}
-		b.run = true
+		b.run, b.ManuallyStopped = true, false
 		return f.start(b)
 	})
 }
@@ -481,6 +487,17 @@ func (f *fake) Remove(ctx context.Context, id string, _ bool, _ ctrmodel.StopOpt
 			return ctrmodel.Errorf(ctrmodel.DeadlineExceeded, "container %s does not end", b.Name)
 		}
 		f.remove(b)
+		if old := f.boxes[b.replaces]; old != nil {
+			f.settle(old)
+		}
+		return nil
+	})
+}
+
+func (f *fake) Stop(ctx context.Context, id string, _ ctrmodel.StopOptions) error {
+	return f.with(ctx, "Stop", id, func(b *box) error {
+		b.run, b.ManuallyStopped = false, true
+		f.settle(b)
 		return nil
 	})
 }

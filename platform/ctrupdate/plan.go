@@ -27,7 +27,7 @@ const (
 type desired struct {
 	wanted    []*wanted // in the order of the message
 	baselines []updateproto.Baseline
-	system    []string // replaces the configured ones
+	system    []string // names of containers that are left alone, if the message has any to say about them
 	hasSystem bool
 	scoped    *bool // replaces what is configured
 }
@@ -97,11 +97,14 @@ type action struct {
 	Version  string `json:"version,omitempty"`
 	Kind     kind   `json:"kind"`
 	Baseline string `json:"baseline"`
+	With     string `json:"with,omitempty"`   // the first baseline of those that have been activated together
 	Old      string `json:"old,omitempty"`    // id of the container that is there
 	New      string `json:"new,omitempty"`    // id of the one that is made
-	Steady   bool   `json:"steady,omitempty"` // the old one runs, and has not been restarted
+	Moved    bool   `json:"moved,omitempty"`  // the name of the image stands for another one than the old one was made of
+	Steady   bool   `json:"steady,omitempty"` // the old one runs, as it has for some time
 	Once     bool   `json:"once,omitempty"`   // the new one has done what it is for, and has ended
-	Over     string `json:"over,omitempty"`   // how CLEANUP has ended it
+	Woken    bool   `json:"woken,omitempty"`  // the old one has been started, though somebody had stopped it
+	Over     string `json:"over,omitempty"`   // how CLEANUP ends it
 	// Before is what has been changed of the container as it runs.
 	Before *settings `json:"before,omitempty"`
 
@@ -116,6 +119,9 @@ const (
 	undone    = "undone"
 )
 
+// stays reports whether CLEANUP makes an action last.
+func (a *action) stays() bool { return a.Over == committed }
+
 // id is the container that is to run in the end.
 func (a *action) id() string {
 	if a.New != "" {
@@ -126,10 +132,7 @@ func (a *action) id() string {
 
 // plan compares what is desired of a domain with the containers that are in charge. Moved tells of containers whose image is no
 // longer the one that its name stands for.
-func plan(domain string, d *desired, current []*ctrmodel.Container, system []string, scoped bool, moved map[string]bool) []*action {
-	if d.hasSystem {
-		system = d.system
-	}
+func plan(domain string, d *desired, current []*ctrmodel.Container, scoped bool, moved map[string]bool) []*action {
 	if d.scoped != nil {
 		scoped = *d.scoped
 	}
@@ -141,18 +144,19 @@ func plan(domain string, d *desired, current []*ctrmodel.Container, system []str
 	for _, w := range d.wanted {
 		c := there[w.Name]
 		delete(there, w.Name)
-		if slices.Contains(system, w.Name) {
+		if slices.Contains(d.system, w.Name) {
 			continue
 		}
 		a := &action{Name: w.Name, Version: w.version, Kind: create, Baseline: baselineOf(domain, d.baselines, w.Name)}
 		if c != nil {
-			a.Old, a.Kind = c.ID, difference(c, w, moved[c.ID])
+			a.Old, a.Moved = c.ID, moved[c.ID]
+			a.Kind = difference(c, w, a.Moved)
 		}
 		a.Message = intent(a.Kind, w.odd)
 		list = append(list, a)
 	}
 	for _, c := range current {
-		if there[c.Name] != nil && !slices.Contains(system, c.Name) && !scoped {
+		if there[c.Name] != nil && !slices.Contains(d.system, c.Name) && !scoped {
 			list = append(list, &action{
 				Name: c.Name, Version: versionOf(c.Image.Name), Kind: destroy, Baseline: domain + ":remove-components", Old: c.ID, Message: intent(destroy, nil),
 			})
@@ -250,7 +254,23 @@ func inOrder(list []*action, wants map[string]*wanted) []*action {
 func contend(a, b *ctrmodel.Container) bool {
 	return slices.ContainsFunc(a.HostConfig.Ports, func(p ctrmodel.Port) bool {
 		return slices.ContainsFunc(b.HostConfig.Ports, func(q ctrmodel.Port) bool {
-			return p.Proto == q.Proto && p.HostPort <= max(q.HostPort, q.HostPortEnd) && q.HostPort <= max(p.HostPort, p.HostPortEnd)
+			return p.Proto == q.Proto && p.HostPort <= max(q.HostPort, q.HostPortEnd) && q.HostPort <= max(p.HostPort, p.HostPortEnd) &&
+				(p.HostIP == q.HostIP || everywhere(p.HostIP) || everywhere(q.HostIP))
 		})
 	})
+}
+
+// everywhere reports whether an address stands for all that the host has.
+func everywhere(ip string) bool { return ip == "" || ip == "0.0.0.0" || ip == "::" }
+
+// clash says which containers cannot run at the same time.
+func (d *desired) clash() error {
+	for i, a := range d.wanted {
+		for _, b := range d.wanted[:i] {
+			if contend(a.Container, b.Container) {
+				return fmt.Errorf("components %q and %q want the same port of the host", b.Name, a.Name)
+			}
+		}
+	}
+	return nil
 }

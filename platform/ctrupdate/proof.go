@@ -113,16 +113,27 @@ func judge(c *ctrmodel.Container, steady bool, restarts int64) (once bool, err e
 	return false, fmt.Errorf("the container is %s", strings.ToLower(s.Status.String()))
 }
 
-// alive looks whether a container that has proved itself still runs.
+// alive looks whether a new container that has proved itself still runs.
 func (w *work) alive(ctx context.Context, a *action) error {
-	if a.Once {
+	if a.New == "" {
 		return nil
 	}
-	c, err := w.Engine.Get(ctx, a.id())
-	if err == nil {
-		_, err = judge(c, a.Steady, 0)
+	c, err := w.Engine.Get(ctx, a.New)
+	if err != nil || a.Once {
+		return err
 	}
+	restarts := int64(0)
+	if runsFor(c, w.health(a).time) {
+		restarts = c.RestartCount
+	}
+	_, err = judge(c, a.Steady, restarts)
 	return err
+}
+
+// runsFor reports whether the process of a container is at least as old as that.
+func runsFor(c *ctrmodel.Container, age time.Duration) bool {
+	since, err := time.Parse(time.RFC3339Nano, c.State.StartedAt)
+	return err == nil && c.State.HasProcess() && time.Since(since) >= age
 }
 
 // ask runs the health command until it succeeds.

@@ -66,8 +66,24 @@ func (w *work) prepare(ctx context.Context, a *action) error {
 	if want == nil {
 		return fmt.Errorf("the desired state says nothing about %s", a.Name)
 	}
+	made := false
 	err := w.persist(ctx, func() error {
-		_, err := w.Engine.Pull(ctx, want.Image.Name, func(p ctrmodel.Progress) { w.pulled(a, p) })
+		c, err := w.Engine.Get(ctx, a.New)
+		made = err == nil
+		if made && (c.State.Status == ctrmodel.Creating || c.State.Status == ctrmodel.Dead) {
+			return ctrmodel.Errorf(ctrmodel.Unavailable, "what an attempt that was cut off has made is not gone yet")
+		}
+		return unlessGone(err)
+	})
+	if made || err != nil {
+		return err
+	}
+	pull := w.Engine.Pull
+	if a.Moved && w.Tags != nil {
+		pull = w.Tags.Refresh
+	}
+	err = w.persist(ctx, func() error {
+		_, err := pull(ctx, want.Image.Name, func(p ctrmodel.Progress) { w.pulled(a, p) })
 		return err
 	})
 	if err != nil {
@@ -77,9 +93,6 @@ func (w *work) prepare(ctx context.Context, a *action) error {
 	c.ID = a.New
 	return w.persist(ctx, func() error {
 		if a.Kind == create {
-			if _, err := w.Engine.Get(ctx, a.New); err == nil {
-				return nil
-			}
 			_, err := w.Engine.Create(ctx, c)
 			return err
 		}
@@ -177,6 +190,9 @@ func (b *Backend) Activate(ctx context.Context, job *updateagent.Job) []updatepr
 	if a := w.failed(); a != nil { // and the agent has been restarted on the way back
 		return w.back(ctx, a.Name+": "+a.Message)
 	}
+	for _, a := range w.mine {
+		a.With = w.mine[0].Baseline
+	}
 	for _, a := range inOrder(w.mine, w.wants) {
 		if a.Kind == destroy {
 			continue
@@ -249,23 +265,37 @@ func (w *work) activate(ctx context.Context, a *action) (said string, err error)
 	}
 	switch a.Kind {
 	case check:
-		return "Existing container runs.", w.ensure(ctx, a)
+		return "Existing container runs.", w.persist(ctx, func() error { return w.ensure(ctx, a) })
 	case recreate:
 		return w.prove(ctx, a, w.health(a), 0, func() error { return w.Engine.Switch(ctx, a.New) })
 	case create:
 		return w.prove(ctx, a, w.health(a), 0, func() error { return w.Engine.Ensure(ctx, a.New) })
 	}
-	return w.prove(ctx, a, w.health(a), fromNow, func() error { return w.Engine.Ensure(ctx, a.Old) })
+	return w.prove(ctx, a, w.health(a), fromNow, func() error { return w.ensure(ctx, a) })
 }
 
-// ensure makes the container of an action run.
+// ensure makes the container of an action run. That somebody has stopped one which was there before is kept.
 func (w *work) ensure(ctx context.Context, a *action) error {
-	return w.persist(ctx, func() error { return w.Engine.Ensure(ctx, a.id()) })
+	if a.New == "" && !a.Woken {
+		c, err := w.Engine.Get(ctx, a.Old)
+		if err != nil {
+			return err
+		}
+		if a.Woken = !c.State.HasProcess() && (c.ManuallyStopped || c.State.Status == ctrmodel.Created); a.Woken {
+			if err := w.save(); err != nil {
+				return err
+			}
+		}
+	}
+	return w.Engine.Ensure(ctx, a.id())
 }
 
 // health is what a container has to prove.
 func (w *work) health(a *action) proof {
-	p := w.wants[a.Name].proof
+	p := defaultProof()
+	if want := w.wants[a.Name]; want != nil {
+		p = want.proof
+	}
 	if p.time < 0 {
 		p.time = w.Health
 	}
@@ -297,7 +327,7 @@ func (w *work) park(ctx context.Context, a *action) error {
 // undoAll makes the containers what they were. What has been parked comes back when all that took its place is gone. It calls
 // begin before each action and end after it.
 func (w *work) undoAll(ctx context.Context, list []*action, begin func(*action), end func(*action, error)) {
-	list = slices.Clone(list)
+	list = inOrder(list, w.wants)
 	slices.Reverse(list)
 	slices.SortStableFunc(list, func(a, b *action) int {
 		last := map[kind]int{destroy: 1}
@@ -331,7 +361,12 @@ func (w *work) undo(ctx context.Context, a *action) error {
 			return w.Engine.Remove(ctx, a.New, true, ctrmodel.StopOptions{})
 		case recreate:
 			return w.Engine.Abandon(ctx, a.New)
-		case update:
+		case update, check:
+			if a.Woken {
+				if err := w.Engine.Stop(ctx, a.Old, ctrmodel.StopOptions{}); err != nil {
+					return err
+				}
+			}
 			if a.Before != nil {
 				return w.Engine.Update(ctx, a.Old, a.Before.options())
 			}
@@ -349,21 +384,54 @@ func (w *work) unpark(ctx context.Context, a *action) error {
 	return unlessGone(w.persist(ctx, func() error { return w.Engine.Unpark(ctx, a.Old) }))
 }
 
-// Verify finds out after a restart of the agent, or of the device, whether the new containers still are any good.
+// Verify finds out after a restart of the agent, or of the device, whether the new containers still are any good. What has been
+// activated together goes back together. If not all does, there is a result for each baseline.
 func (b *Backend) Verify(ctx context.Context, job *updateagent.Job) []updateproto.Feedback {
 	w := b.work(job)
 	known, cancel := context.WithTimeout(ctx, 5*b.patience()) // the device may just have been started
 	err := b.Engine.Known(known)
 	cancel()
+	var results []updateproto.Feedback
+	for rest := w.mine; len(rest) > 0; {
+		with := rest[0].With
+		apart := func(a *action) bool { return a.With != with }
+		w.mine = slices.DeleteFunc(slices.Clone(rest), apart)
+		rest = slices.DeleteFunc(slices.Clone(rest), func(a *action) bool { return !apart(a) })
+		for _, f := range w.verify(ctx, err) {
+			for _, f.Baseline = range titles(w.mine) {
+				results = append(results, f)
+			}
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	differs := func(f updateproto.Feedback) bool { return f.Status != results[0].Status }
+	if len(results) == 0 || slices.ContainsFunc(results, differs) {
+		return results
+	}
+	return []updateproto.Feedback{w.feedback(results[0].Status, results[0].Message)}
+}
+
+// verify finds out about containers that have been activated together, unless err says that nobody can.
+func (w *work) verify(ctx context.Context, err error) []updateproto.Feedback {
+	if a := w.failed(); a != nil { // and the agent has been restarted on the way back
+		return w.back(ctx, a.Name+": "+a.Message)
+	}
 	for _, a := range w.mine {
 		switch {
 		case err != nil || a.Kind == destroy || a.Once:
 		case a.Kind == check:
-			err = w.ensure(ctx, a)
+			err = w.persist(ctx, func() error { return w.ensure(ctx, a) })
 		default:
-			_, err = w.prove(ctx, a, w.health(a), fromNow, func() error { return w.Engine.Ensure(ctx, a.id()) })
+			_, err = w.prove(ctx, a, w.health(a), fromNow, func() error { return w.ensure(ctx, a) })
 		}
 		if err != nil {
+			return w.giveUp(ctx, a, err)
+		}
+	}
+	for _, a := range w.mine {
+		if err := w.alive(ctx, a); err != nil {
 			return w.giveUp(ctx, a, err)
 		}
 	}
@@ -403,27 +471,60 @@ func (b *Backend) Cleanup(ctx context.Context, job *updateagent.Job) []updatepro
 			errs = append(errs, fmt.Errorf("%s: %w", a.Name, err))
 		}
 	}
-	w.undoAll(ctx, slices.DeleteFunc(slices.Clone(w.mine), w.success), func(a *action) { a.Over = undone }, failed)
+	w.decide(ctx, failed)
+	if ctx.Err() != nil {
+		return nil
+	}
+	w.undoAll(ctx, slices.DeleteFunc(slices.Clone(w.mine), (*action).stays), func(*action) {}, failed)
 	for _, a := range w.mine {
-		if w.success(a) {
+		if a.stays() {
 			failed(a, w.commit(ctx, a))
 		}
+	}
+	if ctx.Err() != nil {
+		return nil
 	}
 	status, message := updateproto.StatusCleanupSuccess, ""
 	if err := errors.Join(errs...); err != nil {
 		status, message = updateproto.StatusCleanupFailure, err.Error()
 	}
-	terminal := updateproto.StatusCompleted
-	if slices.ContainsFunc(w.all, func(a *action) bool { return a.Over != committed }) {
-		terminal = updateproto.StatusIncomplete
-		message = cmp.Or(message, w.reason())
+	terminal, why := updateproto.StatusCompleted, message
+	if len(w.all) == 0 || slices.ContainsFunc(w.all, func(a *action) bool { return !a.stays() }) {
+		terminal, why = updateproto.StatusIncomplete, cmp.Or(w.cause, message)
 	}
-	return append(w.end(status, message), w.feedback(terminal, message))
+	return append(w.end(status, message), w.feedback(terminal, why))
+}
+
+// decide takes down which actions are to stay, before the first way back is given up: those of baselines that have been
+// activated, unless a new container that was activated with them has come to harm since.
+func (w *work) decide(ctx context.Context, failed func(*action, error)) {
+	harmed := map[string]bool{}
+	for _, a := range w.mine {
+		if a.Over != "" || !w.success(a) {
+			continue
+		}
+		if err := w.alive(ctx, a); err != nil {
+			w.fail(a, updateproto.ActionActivationFailure, err)
+			failed(a, err)
+			harmed[a.With] = true
+		}
+	}
+	for _, a := range w.mine {
+		switch {
+		case a.Over != "":
+		case w.success(a) && !harmed[a.With]:
+			a.Over = committed
+		default:
+			a.Over = undone
+		}
+	}
+	if err := w.save(); err != nil {
+		w.Log.Error("cannot keep what is to become of the update", "error", err)
+	}
 }
 
 // commit gives up the way back.
 func (w *work) commit(ctx context.Context, a *action) error {
-	a.Over = committed
 	switch a.Kind {
 	case recreate:
 		if err := w.persist(ctx, func() error { return w.Engine.Commit(ctx, a.New) }); err != nil {
@@ -433,7 +534,7 @@ func (w *work) commit(ctx context.Context, a *action) error {
 		err := unlessGone(w.persist(ctx, func() error { return w.Engine.Remove(ctx, a.Old, true, ctrmodel.StopOptions{}) }))
 		if err != nil {
 			a.Over = undone
-			w.set(a, updateproto.ActionRemovalFailure, err.Error())
+			w.fail(a, updateproto.ActionRemovalFailure, err)
 			return err
 		}
 		w.set(a, updateproto.ActionRemovalSuccess, "Existing container has been removed.")
@@ -449,15 +550,4 @@ func (w *work) success(a *action) bool {
 		}
 	}
 	return w.job.Success
-}
-
-// reason is why something of the update has failed, if that is known.
-func (w *work) reason() string {
-	for _, a := range w.all {
-		switch a.Status {
-		case updateproto.ActionDownloadFailure, updateproto.ActionActivationFailure, updateproto.ActionRemovalFailure:
-			return a.Name + ": " + a.Message
-		}
-	}
-	return ""
 }

@@ -38,6 +38,26 @@ func (s *Store) Refresh(ctx context.Context, ref string, progress func(ctrmodel.
 	return s.pull(ctx, ref, progress, true)
 }
 
+// Resolve asks the registry for the digest of what the name stands for now. Nothing is downloaded.
+func (s *Store) Resolve(ctx context.Context, name string) (string, error) {
+	ref, err := parseRef(name)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.Stall)
+	defer cancel()
+	repo, err := s.connect(ctx, ref)
+	if err != nil {
+		return "", err
+	}
+	defer repo.close()
+	d, err := repo.oras().Resolve(ctx, ref.Reference)
+	if err != nil {
+		return "", repo.error(err)
+	}
+	return d.Digest.String(), nil
+}
+
 // ByDigest is Pull of the image that the name stood for when it had the digest, whatever it stands for now. An empty digest is
 // that of now.
 func (s *Store) ByDigest(ctx context.Context, ref, digest string) (Image, error) {

@@ -612,12 +612,25 @@ func TestWhatANameStoodForStaysForItsContainers(t *testing.T) {
 	s, _ := start(t)
 	ctx := t.Context()
 	one, two := newImage(1).root.Digest.String(), newImage(2).root.Digest.String()
-	asked := 0
-	counting := r.between(t, func(http.ResponseWriter, *http.Request) bool { asked++; return true })
+	asked, got := 0, 0
+	counting := r.between(t, func(_ http.ResponseWriter, req *http.Request) bool {
+		asked++
+		if strings.Contains(req.URL.Path, "/app/") && req.Method == http.MethodGet {
+			got++
+		}
+		return true
+	})
 	ref := counting.at(r.push(t, newImage(1), "team/app:1"))
 	img := must(s.Pull(ctx, ref, nil))(t)
 	must(s.Client.Snapshots.Prepare(ctx, "c-snapshot", img.ChainID, map[string]string{"containerd.io/gc.root": "test"}))(t)
 	r.push(t, newImage(2), "team/app:1")
+	got = 0
+	if now := must(s.Resolve(ctx, ref))(t); now != two || got > 0 || must(s.Get(ctx, ref))(t).Digest != one {
+		t.Errorf("%s stands for %s, want %s; %d documents asked for", ref, now, two, got)
+	}
+	if _, err := s.Resolve(ctx, ref+"9"); err == nil {
+		t.Error("a tag that is not there stands for something")
+	}
 	must(s.Refresh(ctx, ref, nil))(t)
 	asked = 0
 	both := func() {
