@@ -10,13 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"sdvbox/platform/ctrmodel"
@@ -26,7 +25,7 @@ import (
 // Deployment is where the descriptions of containers come from that are there without anybody asking.
 type Deployment struct {
 	Dirs     []string      // of *.json files, also below
-	Archives []string      // directories of *.tar, *.tar.* and *.tgz files with images, which are imported first
+	Archives []string      // directories of *.tar, *.tar.gz and *.tgz files with images, which are imported first
 	Init     bool          // only once in the life of the device, instead of whenever a file is new
 	Period   time.Duration // between looks at the files; 0: only at the start
 	Prune    bool          // remove the container whose file has been removed
@@ -45,19 +44,90 @@ type descriptor struct {
 }
 
 // deployer applies each content of a descriptor once: what has been done to the container since, by a user or an update, is
-// not undone.
+// not undone. How far it has got is written down for each descriptor, and none waits for another one.
 type deployer struct {
-	mu       sync.Mutex
-	applied  map[string]string // sum of the content that was applied last, by name of the container
-	archives map[string]string // what the archives were like that have been imported, by file
-	broken   map[string]string // those which could not be
-	seen     string            // what the files looked like
-	failed   bool              // some descriptor waits for another attempt
-	pauses   pauses
-	next     time.Time // of that attempt
+	files sem // who looks at the files
+	pulls sem // what may take long
+
+	// What only the one who looks at the files uses.
+	found    descriptors
+	archives map[string]string    // what the archives were like that have been imported, by file
+	broken   map[string]string    // those which could not be
+	imports  map[string]*attempts // those which may be later
+	warned   map[string]bool      // of directories
+
+	mu      sync.Mutex
+	deeds   deeds
+	read    bool // the deeds have been
+	first   bool // there were none
+	unsaved bool
+	tasks   map[string]*task // by name of the container
 }
 
-func newDeployer() deployer { return deployer{} }
+// deeds is what is kept of deployments.
+type deeds struct {
+	Initial bool                `json:"initial,omitempty"` // the one of the device's life is not over
+	Applied map[string]progress `json:"applied"`           // by name of the container
+}
+
+// progress is how far a descriptor has got.
+type progress struct {
+	Sum   string `json:"sum"`             // of the content
+	Start bool   `json:"start,omitempty"` // the container is as described, but may have to be started
+}
+
+// task is for what is done about one container, one after the other.
+type task struct {
+	turn     sem
+	sum      string // of what it is about
+	attempts attempts
+}
+
+// attempts are those at something that has not worked yet.
+type attempts struct {
+	pauses pauses
+	next   time.Time
+}
+
+func (a *attempts) failed()   { a.next = time.Now().Add(a.pauses.next(0, 0)) }
+func (a *attempts) due() bool { return !time.Now().Before(a.next) }
+
+// sem lets in as many as its capacity.
+type sem chan struct{}
+
+func (s sem) enter(ctx context.Context) error {
+	select {
+	case s <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s sem) try() bool {
+	select {
+	case s <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s sem) leave() { <-s }
+
+func newDeployer() deployer {
+	return deployer{
+		files: make(sem, 1), pulls: make(sem, deploymentsAtOnce),
+		imports: map[string]*attempts{}, warned: map[string]bool{}, tasks: map[string]*task{},
+	}
+}
+
+// job is what is to be done about a container.
+type job struct {
+	name string
+	sum  string // of the descriptor, empty if that is gone
+	do   func(context.Context) error
+}
 
 // deployment is what to do about a descriptor.
 type deployment int
@@ -71,18 +141,21 @@ const (
 )
 
 // deploymentFor decides. Again means that the user asks for it: then nothing is taken to be on purpose.
-func deploymentFor(d descriptor, applied string, current *ctrmodel.Container, again bool) deployment {
+func deploymentFor(d descriptor, applied progress, current *ctrmodel.Container, again bool) deployment {
+	done := applied.Sum == d.sum && !again // whatever the container is now
 	switch {
-	case applied == d.sum && !again:
+	case done && (current == nil || !applied.Start):
 		return nothing
 	case current == nil:
 		return create
 	}
-	switch ctrmodel.Compare(current, d.container) {
-	case ctrmodel.Recreate:
-		return replace
-	case ctrmodel.InPlace:
-		return update
+	if !done {
+		switch ctrmodel.Compare(current, d.container) {
+		case ctrmodel.Recreate:
+			return replace
+		case ctrmodel.InPlace:
+			return update
+		}
 	}
 	if current.ManuallyStopped && !again {
 		return nothing
@@ -92,14 +165,11 @@ func deploymentFor(d descriptor, applied string, current *ctrmodel.Container, ag
 
 // deploy keeps applying descriptors until ctx ends.
 func (e *Engine) deploy(ctx context.Context) {
-	d := &e.deployer
-	for first := true; len(e.Deployment.Dirs)+len(e.Deployment.Archives) > 0; first = false {
+	var all sync.WaitGroup
+	defer all.Wait()
+	for over := len(e.Deployment.Dirs)+len(e.Deployment.Archives) == 0; !over; {
 		if err := e.connected(ctx); err == nil {
-			once := e.Deployment.Init || e.Deployment.Period <= 0
-			e.deployNew(ctx, first)
-			if once && !d.failed {
-				break
-			}
+			over = e.deployNew(ctx, &all) && (e.Deployment.Init || e.Deployment.Period <= 0)
 		}
 		pause := e.Deployment.Period
 		if pause <= 0 {
@@ -114,55 +184,143 @@ func (e *Engine) deploy(ctx context.Context) {
 	<-ctx.Done()
 }
 
-// deployNew applies the descriptors that are new, if the files have changed or one has to be tried again.
-func (e *Engine) deployNew(ctx context.Context, first bool) {
+// deployNew begins to apply the descriptors that have not been, and reports whether there are none.
+func (e *Engine) deployNew(ctx context.Context, all *sync.WaitGroup) (over bool) {
+	d := &e.deployer
+	if d.files.enter(ctx) != nil {
+		return false
+	}
+	defer d.files.leave()
+	if e.Deployment.Init && !e.initial() {
+		return true
+	}
+	fresh, waits := e.importArchives(ctx)
+	e.findDescriptors(false)
+	over = !waits
+	for _, j := range e.jobs(false) {
+		over = false
+		t := d.task(j.name)
+		if !t.turn.try() {
+			continue
+		}
+		if fresh || t.sum != j.sum {
+			t.sum, t.attempts = j.sum, attempts{}
+		}
+		if !t.attempts.due() {
+			t.turn.leave()
+			continue
+		}
+		all.Go(func() {
+			defer t.turn.leave()
+			e.work(ctx, t, j)
+		})
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if over && d.deeds.Initial {
+		d.deeds.Initial = false
+		e.saveDeeds()
+	} else if d.unsaved {
+		e.saveDeeds()
+	}
+	return over && !d.unsaved
+}
+
+// initial reports whether the one deployment of the device's life is under way. That it has begun is written down before.
+func (e *Engine) initial() bool {
 	d := &e.deployer
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if first {
-		known := e.readApplied()
-		if e.Deployment.Init && (known || len(e.list()) > 0) {
-			return
-		}
-		for _, a := range e.list() { // what they are has to be known first
-			select {
-			case <-a.looked:
-			case <-a.gone:
-			case <-ctx.Done():
-				return
-			}
-		}
+	e.readDeeds()
+	if d.first {
+		d.first, d.deeds.Initial = false, len(e.list()) == 0
+		e.saveDeeds()
 	}
-	fresh := e.importArchives(ctx)
-	found := e.findDescriptors()
-	if found.seen == d.seen && !fresh && !(d.failed && time.Now().After(d.next)) {
-		return
-	}
-	if found.seen != d.seen {
-		d.pauses = pauses{}
-	}
-	d.seen = found.seen
-	d.failed = e.applyAll(ctx, found, false) != nil
-	d.next = time.Now().Add(d.pauses.next(0, 0))
+	return d.deeds.Initial
 }
 
 // Deploy applies all descriptors again: containers that are missing, stopped or different from what they describe become as
 // described.
 func (e *Engine) Deploy(ctx context.Context) error {
 	d := &e.deployer
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	e.readApplied()
+	if err := d.files.enter(ctx); err != nil {
+		return err
+	}
 	e.importArchives(ctx)
-	found := e.findDescriptors()
-	if len(found.files) == 0 {
+	e.findDescriptors(true)
+	files, errs, jobs := d.found.files, d.found.errs, e.jobs(true)
+	d.files.leave()
+	if len(files) == 0 {
 		return ctrmodel.Errorf(ctrmodel.NotFound, "no descriptors of containers in %s", strings.Join(e.Deployment.Dirs, ", "))
 	}
-	return e.applyAll(ctx, found, true)
+	results := make([]error, len(jobs))
+	var all sync.WaitGroup
+	for i, j := range jobs {
+		all.Go(func() {
+			t := d.task(j.name)
+			if results[i] = t.turn.enter(ctx); results[i] == nil {
+				defer t.turn.leave()
+				results[i] = e.work(ctx, t, j)
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(append(results, errs...)...)
 }
 
-// importArchives imports the archives that are new, and reports whether there were any.
-func (e *Engine) importArchives(ctx context.Context) (fresh bool) {
+// jobs are what is to be done: about all descriptors again, or about those that are new or gone.
+func (e *Engine) jobs(again bool) (jobs []job) {
+	d := &e.deployer
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e.readDeeds()
+	there := map[string]bool{}
+	for _, desc := range d.found.list {
+		name := desc.container.Name
+		there[name] = true
+		if again || d.deeds.Applied[name] != (progress{Sum: desc.sum}) {
+			jobs = append(jobs, job{name, desc.sum, func(ctx context.Context) error { return e.apply(ctx, desc, again) }})
+		}
+	}
+	for name := range d.deeds.Applied {
+		if d.found.whole && !there[name] {
+			jobs = append(jobs, job{name, "", func(ctx context.Context) error { return e.withdraw(ctx, name) }})
+		}
+	}
+	return jobs
+}
+
+func (d *deployer) task(name string) *task {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tasks[name] == nil {
+		d.tasks[name] = &task{turn: make(sem, 1)}
+	}
+	return d.tasks[name]
+}
+
+// work does a job in its turn.
+func (e *Engine) work(ctx context.Context, t *task, j job) error {
+	err := j.do(ctx)
+	if err == nil {
+		t.attempts = attempts{}
+		return nil
+	}
+	t.attempts.failed()
+	if ctx.Err() == nil {
+		e.Log.Error("cannot deploy container", "container", j.name, "error", err)
+	}
+	return fmt.Errorf("container %s: %w", j.name, err)
+}
+
+var archiveSuffixes = [...]string{".tar", ".tar.gz", ".tgz", ".tar.zst"}
+
+func isArchive(name string) bool {
+	return slices.ContainsFunc(archiveSuffixes[:], func(s string) bool { return strings.HasSuffix(name, s) })
+}
+
+// importArchives imports the archives that are new, and reports whether there were any, and whether some are to be tried again.
+func (e *Engine) importArchives(ctx context.Context) (fresh, waits bool) {
 	d := &e.deployer
 	file := filepath.Join(e.StateDir, "imported.json")
 	if d.archives == nil {
@@ -174,24 +332,35 @@ func (e *Engine) importArchives(ctx context.Context) (fresh bool) {
 	for _, dir := range e.Deployment.Archives {
 		entries, _ := os.ReadDir(dir) // may be there the next time
 		for _, entry := range entries {
-			name := entry.Name()
 			info, err := entry.Info()
-			if err != nil || !info.Mode().IsRegular() || !strings.Contains(name, ".tar") && !strings.HasSuffix(name, ".tgz") {
+			if err != nil || !info.Mode().IsRegular() || !isArchive(entry.Name()) {
 				continue
 			}
-			path, like := filepath.Join(dir, name), fmt.Sprint(info.Size(), " ", info.ModTime().UnixNano())
+			path, like := filepath.Join(dir, entry.Name()), fmt.Sprint(info.Size(), " ", info.ModTime().UnixNano())
 			if d.archives[path] == like || d.broken[path] == like {
 				continue
 			}
-			e.Log.Info("importing images", "archive", path)
-			if err := e.backend.Import(ctx, path); err != nil {
-				e.Log.Error("cannot import images", "error", err)
-				if ctrmodel.KindOf(err) != ctrmodel.Unavailable && ctx.Err() == nil {
-					d.broken[path] = like
-				}
+			if a := d.imports[path]; a != nil && !a.due() {
+				waits = true
 				continue
 			}
-			d.archives[path], fresh = like, true
+			e.Log.Info("importing images", "archive", path)
+			err = e.backend.Import(ctx, path)
+			switch {
+			case err == nil:
+				d.archives[path], fresh = like, true
+				delete(d.imports, path)
+				continue
+			case later(err):
+				if d.imports[path] == nil {
+					d.imports[path] = &attempts{}
+				}
+				d.imports[path].failed()
+				waits = true
+			default:
+				d.broken[path] = like
+			}
+			e.Log.Error("cannot import images", "error", err)
 		}
 	}
 	if fresh {
@@ -203,7 +372,13 @@ func (e *Engine) importArchives(ctx context.Context) (fresh bool) {
 			e.Log.Error("cannot write down which images have been imported", "error", err)
 		}
 	}
-	return fresh
+	return fresh, waits
+}
+
+// later tells whether the same may work another time: a full disk does not stay that way.
+func later(err error) bool {
+	return passing(err) || ctrmodel.KindOf(err) == ctrmodel.ResourceExhausted ||
+		errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // descriptors are the files that there are.
@@ -211,46 +386,64 @@ type descriptors struct {
 	files []string
 	seen  string // is another one if a file changes
 	list  []descriptor
-	whole bool // all could be read
+	errs  []error // about the files that are not in the list
+	lost  bool    // some could not be read
+	whole bool    // there are no others
 }
 
-func (e *Engine) findDescriptors() descriptors {
-	found := descriptors{whole: true}
+// findDescriptors looks for the files, and reads them if they have changed or again is set.
+func (e *Engine) findDescriptors(again bool) {
+	d := &e.deployer
+	var found descriptors
 	var seen strings.Builder
+	whole := true
 	for _, dir := range e.Deployment.Dirs {
-		filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-			if err != nil { // may be there the next time
-				found.whole = false
+		root, err := filepath.EvalSymlinks(dir)
+		if err != nil { // may be there the next time
+			whole = false
+			if _, lerr := os.Lstat(dir); lerr == nil && !d.warned[dir] {
+				e.Log.Warn("cannot look for descriptors of containers", "dir", dir, "error", err)
+				d.warned[dir] = true
+			}
+			continue
+		}
+		delete(d.warned, dir)
+		filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				whole = false
 				return nil
 			}
 			info, err := os.Stat(path)
-			if err == nil && info.Mode().IsRegular() && filepath.Ext(path) == ".json" {
+			if err == nil && info.Mode().IsRegular() && filepath.Ext(path) == ".json" && !slices.Contains(found.files, path) {
 				found.files = append(found.files, path)
 				fmt.Fprintln(&seen, path, info.Size(), info.ModTime().UnixNano())
 			}
 			return nil
 		})
 	}
-	found.seen = seen.String()
-	return found
+	if found.seen = seen.String(); again || found.seen != d.found.seen {
+		e.readDescriptors(&found)
+		d.found = found
+	}
+	d.found.whole = whole && !d.found.lost
 }
 
 func (e *Engine) readDescriptors(found *descriptors) {
 	names := map[string]string{}
 	for _, file := range found.files {
-		log := e.Log.With("file", file)
 		d, odd, err := readDescriptor(file)
 		if err != nil {
-			log.Error("cannot use the descriptor of a container", "error", err)
-			found.whole = false
+			found.lost = true
+		} else if other := names[d.container.Name]; other != "" {
+			err = fmt.Errorf("container %s is described by %s already", d.container.Name, other)
+		}
+		if err != nil {
+			found.errs = append(found.errs, ctrmodel.Errorf(ctrmodel.InvalidArgument, "%s: %w", file, err))
+			e.Log.Error("cannot use the descriptor of a container", "file", file, "error", err)
 			continue
 		}
 		if odd != nil {
-			log.Warn("descriptor of a container", "error", odd)
-		}
-		if other := names[d.container.Name]; other != "" {
-			log.Error("descriptor of a container ignored: there is another one of that name", "name", d.container.Name, "other", other)
-			continue
+			e.Log.Warn("descriptor of a container", "file", file, "error", odd)
 		}
 		names[d.container.Name] = file
 		found.list = append(found.list, d)
@@ -285,139 +478,164 @@ func readDescriptor(file string) (d descriptor, odd, err error) {
 	return descriptor{file, hex.EncodeToString(sum[:]), c}, odd, nil
 }
 
-// applyAll applies descriptors, some at a time. Its error is of those that are worth another attempt.
-func (e *Engine) applyAll(ctx context.Context, found descriptors, again bool) error {
-	e.readDescriptors(&found)
-	var (
-		all  sync.WaitGroup
-		mu   sync.Mutex
-		errs []error
-		d    = &e.deployer
-		slot = make(chan struct{}, deploymentsAtOnce)
-	)
-	before := maps.Clone(d.applied)
-	for _, desc := range found.list {
-		applied := before[desc.container.Name]
-		slot <- struct{}{}
-		all.Go(func() {
-			defer func() { <-slot }()
-			retry, err := e.apply(ctx, desc, applied, again)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				e.Log.Error("cannot deploy container", "container", desc.container.Name, "file", desc.file, "error", err)
-			}
-			if err != nil && (retry || again) {
-				errs = append(errs, fmt.Errorf("%s: %w", desc.file, err))
-			} else {
-				d.applied[desc.container.Name] = desc.sum
-			}
-		})
-	}
-	all.Wait()
-	if found.whole {
-		e.forgetDescriptors(ctx, found.list)
-	}
-	if !maps.Equal(before, d.applied) {
-		if err := e.saveApplied(); err != nil {
-			e.Log.Error("cannot write down what has been deployed", "error", err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// apply says beside an error whether another attempt may help that does no harm meanwhile.
-func (e *Engine) apply(ctx context.Context, d descriptor, applied string, again bool) (retry bool, err error) {
-	current, err := e.ByName(ctx, d.container.Name)
+// apply makes a container as described, if that has not been done.
+func (e *Engine) apply(ctx context.Context, d descriptor, again bool) error {
+	name := d.container.Name
+	current, err := e.known(ctx, name)
 	if err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
-		return true, err
+		return err
 	}
 	c := d.container.Clone()
 	if _, err := e.actor(c.ID); err == nil {
 		c.ID = "" // taken, if only by the one to be replaced
 	}
-	log := e.Log.With("container", c.Name, "file", d.file)
-	what := deploymentFor(d, applied, current, again)
+	log := e.Log.With("container", name, "file", d.file)
+	what := deploymentFor(d, e.applied(name), current, again)
 	if what > create && e.busy(current.ID) {
-		return true, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "an update of container %s is under way", c.Name)
+		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "an update of container %s is under way", name)
 	}
 	switch what {
 	case create:
 		log.Info("deploying container")
-		if current, err = e.Create(ctx, c); err != nil {
-			return ctrmodel.KindOf(err) != ctrmodel.InvalidArgument, err
-		}
+		current, err = e.pull(ctx, func() (*ctrmodel.Container, error) { return e.Create(ctx, c) })
 	case replace:
 		log.Info("replacing container by what its descriptor says now")
-		fresh, err := e.Succeed(ctx, current.ID, deployOwner, c)
-		if err != nil {
-			return ctrmodel.KindOf(err) != ctrmodel.InvalidArgument, err
+		var fresh *ctrmodel.Container
+		fresh, err = e.pull(ctx, func() (*ctrmodel.Container, error) { return e.Succeed(ctx, current.ID, deployOwner, c) })
+		if err == nil {
+			if err = e.takeOver(ctx, fresh.ID); err != nil && later(err) {
+				return err
+			}
+			e.setApplied(name, progress{Sum: d.sum}) // it is what does not start, too
+			return err
 		}
-		err = e.takeOver(ctx, fresh.ID)
-		return err != nil && passing(err), err
 	case update:
 		log.Info("updating container to what its descriptor says now")
 		c.Defaults(newID)
 		h := &c.HostConfig
-		err := e.Update(ctx, current.ID, ctrmodel.UpdateOptions{RestartPolicy: &h.RestartPolicy, Resources: &h.Resources})
-		if err != nil {
-			return true, err
-		}
+		err = e.Update(ctx, current.ID, ctrmodel.UpdateOptions{RestartPolicy: &h.RestartPolicy, Resources: &h.Resources})
 	case nothing:
-		return false, nil
+		e.setApplied(name, progress{Sum: d.sum})
+		return nil
 	}
-	return true, e.Ensure(ctx, current.ID)
-}
-
-// forgetDescriptors deals with files that are gone.
-func (e *Engine) forgetDescriptors(ctx context.Context, list []descriptor) {
-	applied := e.deployer.applied
-	for _, name := range slices.Collect(maps.Keys(applied)) {
-		if slices.ContainsFunc(list, func(d descriptor) bool { return d.container.Name == name }) {
-			continue
-		}
-		if e.Deployment.Prune {
-			c, err := e.ByName(ctx, name)
-			if err == nil {
-				e.Log.Info("removing container, its descriptor is gone", "container", name)
-				err = e.Remove(ctx, c.ID, true, ctrmodel.StopOptions{})
-			}
-			if err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
-				e.Log.Error("cannot remove container, its descriptor is gone", "container", name, "error", err)
-				continue
-			}
-		}
-		delete(applied, name)
-	}
-}
-
-func (e *Engine) appliedFile() string { return filepath.Join(e.StateDir, "deployed.json") }
-
-// readApplied reports whether there has been a deployment before.
-func (e *Engine) readApplied() bool {
-	d := &e.deployer
-	if d.applied != nil {
-		return true
-	}
-	d.applied = map[string]string{}
-	data, err := os.ReadFile(e.appliedFile())
-	if err == nil {
-		err = json.Unmarshal(data, &d.applied)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return false
-	}
-	if err != nil || d.applied == nil {
-		e.Log.Error("cannot read what has been deployed, deploying again what is different", slog.Any("error", err))
-		d.applied = map[string]string{}
-	}
-	return true
-}
-
-func (e *Engine) saveApplied() error {
-	data, err := json.Marshal(e.deployer.applied)
 	if err != nil {
+		if ctrmodel.KindOf(err) == ctrmodel.InvalidArgument {
+			e.setApplied(name, progress{Sum: d.sum})
+		}
 		return err
 	}
-	return durable.WriteFile(e.appliedFile(), data, 0o600)
+	e.setApplied(name, progress{Sum: d.sum, Start: true})
+	err = e.Ensure(ctx, current.ID)
+	if err == nil || errors.As(err, new(notLaunched)) { // what comes then is a matter of the restart policy
+		e.setApplied(name, progress{Sum: d.sum})
+	}
+	return err
+}
+
+// pull waits for its turn to do what may have to get an image.
+func (e *Engine) pull(ctx context.Context, do func() (*ctrmodel.Container, error)) (*ctrmodel.Container, error) {
+	if err := e.deployer.pulls.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer e.deployer.pulls.leave()
+	return do()
+}
+
+// known is ByName that waits until the container has been looked at since the engine began, and for the end of one that is
+// being removed.
+func (e *Engine) known(ctx context.Context, name string) (*ctrmodel.Container, error) {
+	for {
+		c, err := e.ByName(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		a, err := e.actor(c.ID)
+		if err != nil {
+			return nil, err
+		}
+		looked := a.looked
+		if c.State.Status == ctrmodel.Dead {
+			looked = nil
+		}
+		select {
+		case <-looked:
+			return e.Get(ctx, c.ID)
+		case <-a.gone:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// withdraw deals with a descriptor that is gone.
+func (e *Engine) withdraw(ctx context.Context, name string) error {
+	if e.Deployment.Prune {
+		c, err := e.ByName(ctx, name)
+		if err == nil {
+			e.Log.Info("removing container, its descriptor is gone", "container", name)
+			err = e.Remove(ctx, c.ID, true, ctrmodel.StopOptions{})
+		}
+		if err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
+			return fmt.Errorf("remove it, its descriptor is gone: %w", err)
+		}
+	}
+	e.setApplied(name, progress{})
+	return nil
+}
+
+func (e *Engine) applied(name string) progress {
+	e.deployer.mu.Lock()
+	defer e.deployer.mu.Unlock()
+	return e.deployer.deeds.Applied[name]
+}
+
+// setApplied writes down how far a descriptor has got. One that is gone has got nowhere.
+func (e *Engine) setApplied(name string, p progress) {
+	d := &e.deployer
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.deeds.Applied[name] == p:
+		return
+	case p == progress{}:
+		delete(d.deeds.Applied, name)
+	default:
+		d.deeds.Applied[name] = p
+	}
+	e.saveDeeds()
+}
+
+func (e *Engine) deedsFile() string { return filepath.Join(e.StateDir, "deployed.json") }
+
+// readDeeds reads what has been deployed before, once. The deployer's lock is held, as for saveDeeds.
+func (e *Engine) readDeeds() {
+	d := &e.deployer
+	if d.read {
+		return
+	}
+	d.read = true
+	data, err := os.ReadFile(e.deedsFile())
+	if err == nil {
+		err = json.Unmarshal(data, &d.deeds)
+	}
+	if d.first = errors.Is(err, fs.ErrNotExist); err != nil && !d.first {
+		e.Log.Error("cannot read what has been deployed, deploying again what is different", "error", err)
+		d.deeds = deeds{}
+	}
+	if d.deeds.Applied == nil {
+		d.deeds.Applied = map[string]progress{}
+	}
+}
+
+// saveDeeds is tried again if it fails.
+func (e *Engine) saveDeeds() {
+	d := &e.deployer
+	data, err := json.Marshal(d.deeds)
+	if err == nil {
+		err = durable.WriteFile(e.deedsFile(), data, 0o600)
+	}
+	if err != nil && !d.unsaved {
+		e.Log.Error("cannot write down what has been deployed", "error", err)
+	}
+	d.unsaved = err != nil
 }

@@ -3,14 +3,19 @@
 package containers
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -198,6 +203,7 @@ func TestInitialDeploymentHappensOnce(t *testing.T) {
 	t.Parallel()
 	r, dir := deployRig(t, map[string]string{"seat.json": seat1}, func(c *Config) { c.Deployment.Init = true })
 	c := r.awaitName("seat", "running", isRunning)
+	r.awaitOver()
 	r.must(r.Remove(t.Context(), c.ID, true, force))
 	write(t, dir, "other.json", `{"container_name": "other", "image": {"name": "x"}}`)
 	r.restart()
@@ -205,6 +211,274 @@ func TestInitialDeploymentHappensOnce(t *testing.T) {
 	if list, _ := r.List(t.Context()); len(list) != 0 {
 		t.Errorf("containers %+v", list)
 	}
+	// Nothing is a deployment, too.
+	r, dir = deployRig(t, nil, func(c *Config) { c.Deployment.Init = true })
+	r.awaitOver()
+	write(t, dir, "seat.json", seat1)
+	r.restart()
+	time.Sleep(50 * time.Millisecond)
+	if list, _ := r.List(t.Context()); len(list) != 0 {
+		t.Errorf("containers %+v", list)
+	}
+}
+
+// awaitOver waits until the deployment of the device's life is written down to be over.
+func (r *rig) awaitOver() {
+	r.t.Helper()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		data, err := os.ReadFile(filepath.Join(r.cfg.StateDir, "deployed.json"))
+		var d deeds
+		if err == nil && json.Unmarshal(data, &d) == nil && !d.Initial {
+			return
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("the deployment does not end: %s, %v", data, err)
+		}
+	}
+}
+
+const slow = `{"container_name": "slow", "image": {"name": "dead.example.org/slow:1"}}`
+
+// hanging is a rig that deploys the seat and a container whose image nobody delivers.
+func hanging(t *testing.T, change func(*Config)) (r *rig, dir string) {
+	r, dir = newRig(t), t.TempDir()
+	r.stop()
+	r.fake.prepare = func(ctx context.Context, c *ctrmodel.Container) error {
+		if c.Name == "slow" {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}
+	r.cfg.Deployment = Deployment{Dirs: []string{dir}, Period: 5 * time.Millisecond}
+	change(&r.cfg)
+	write(t, dir, "seat.json", seat1)
+	write(t, dir, "slow.json", slow)
+	r.start()
+	return r, dir
+}
+
+// cut takes the power away: what has not been written down by now is lost.
+func (r *rig) cut() {
+	r.t.Helper()
+	dir := filepath.Join(memoryDir(r.t), "state")
+	r.must(os.CopyFS(dir, os.DirFS(r.cfg.StateDir)))
+	r.stop()
+	r.cfg.StateDir = dir
+}
+
+func TestInitialDeploymentGoesOnAfterAPowerCut(t *testing.T) {
+	t.Parallel()
+	r, _ := hanging(t, func(c *Config) { c.Deployment.Init = true })
+	r.awaitName("seat", "running", isRunning)
+	r.cut()
+	r.fake.prepare = nil
+	r.start()
+	r.awaitName("slow", "running", isRunning)
+	r.awaitOver()
+}
+
+// One whose registry does not answer holds up nobody, and is no reason to forget what has been done.
+func TestDescriptorsDoNotWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	r, dir := hanging(t, func(*Config) {})
+	old := r.awaitName("seat", "running", isRunning)
+	fresh, err := r.Replace(t.Context(), old.ID, &ctrmodel.Container{Name: "seat", Image: ctrmodel.Image{Name: "example.org/seat:2"}})
+	r.must(err)
+	write(t, dir, "new.json", `{"container_name": "new", "image": {"name": "x"}}`)
+	r.awaitName("new", "running", isRunning)
+	r.cut()
+	r.start()
+	for end := time.Now().Add(250 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if c, err := r.ByName(t.Context(), "seat"); err != nil || c.ID != fresh.ID {
+			t.Fatalf("the update was undone: %v, %+v", err, c)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	r.wantKind(r.Deploy(ctx), ctrmodel.DeadlineExceeded)
+	if took := time.Since(begin); took > 2*time.Second {
+		t.Errorf("gave up after %v", took)
+	}
+	if c := r.awaitName("seat", "running", isRunning); c.Image.Name != "example.org/seat:1" {
+		t.Errorf("not deployed again: %+v", c)
+	}
+}
+
+// How often a container is started is a matter of its restart policy; the descriptor has been applied.
+func TestContainerThatDoesNotStartIsDeployed(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, nil)
+	var tries atomic.Int32
+	r.fake.mu.Lock()
+	r.fake.launch = func(c *ctrmodel.Container) error {
+		if c.Image.Name == "example.org/seat:2" {
+			return nil
+		}
+		tries.Add(1)
+		return errors.New("no such device")
+	}
+	r.fake.mu.Unlock()
+	write(t, dir, "seat.json", `{"container_name": "seat", "image": {"name": "example.org/seat:1"},
+		"host_config": {"restart_policy": {"type": "on-failure", "maximum_retry_count": 1}}}`)
+	old := r.awaitName("seat", "given up", func(*ctrmodel.Container) bool { return tries.Load() == 2 })
+	time.Sleep(500 * time.Millisecond) // more than the first pauses of the deployer
+	if n := tries.Load(); n != 2 {
+		t.Errorf("%d tries, want one and one more", n)
+	}
+	fresh, err := r.Replace(t.Context(), old.ID, &ctrmodel.Container{Name: "seat", Image: ctrmodel.Image{Name: "example.org/seat:2"}})
+	r.must(err)
+	r.restart()
+	time.Sleep(50 * time.Millisecond)
+	r.steady(fresh.ID, ctrmodel.Running)
+}
+
+func TestWhatToDoAboutADescriptor(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir, "seat.json", seat1)
+	d, _, err := readDescriptor(filepath.Join(dir, "seat.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	as := func(change func(*ctrmodel.Container)) *ctrmodel.Container {
+		c := d.container.Clone()
+		c.Defaults(newID)
+		change(c)
+		return c
+	}
+	same := as(func(*ctrmodel.Container) {})
+	stopped := as(func(c *ctrmodel.Container) { c.ManuallyStopped = true })
+	limited := as(func(c *ctrmodel.Container) { c.HostConfig.Resources.Memory = "64M" })
+	other := as(func(c *ctrmodel.Container) { c.Image.Name = "example.org/seat:2" })
+	before, made, done := progress{Sum: "before"}, progress{Sum: d.sum, Start: true}, progress{Sum: d.sum}
+	for i, test := range []struct {
+		applied     progress
+		current     *ctrmodel.Container
+		want, again deployment
+	}{
+		{progress{}, nil, create, create},
+		{progress{}, same, ensure, ensure},
+		{before, nil, create, create},
+		{before, same, ensure, ensure},
+		{before, stopped, nothing, ensure},
+		{before, limited, update, update},
+		{before, other, replace, replace},
+		{made, nil, nothing, create},
+		{made, same, ensure, ensure},
+		{made, stopped, nothing, ensure},
+		{made, limited, ensure, update},
+		{made, other, ensure, replace},
+		{done, nil, nothing, create},
+		{done, same, nothing, ensure},
+		{done, other, nothing, replace},
+	} {
+		if got, again := deploymentFor(d, test.applied, test.current, false), deploymentFor(d, test.applied, test.current, true); got != test.want || again != test.again {
+			t.Errorf("%d: %v, and %v if the user asks, want %v and %v", i, got, again, test.want, test.again)
+		}
+	}
+}
+
+// An agent that is killed during a deployment leaves nothing that the next one does not bring to an end.
+func TestAgentKilledAtEachStepOfADeployment(t *testing.T) {
+	t.Parallel()
+	for n := 1; ; n++ {
+		r, dir := newRig(t), t.TempDir()
+		r.stop()
+		write(t, dir, "seat.json", seat1)
+		r.cfg.Deployment = Deployment{Dirs: []string{dir}, Period: 5 * time.Millisecond}
+		killed := r.killed(n, true, true, func(e *Engine) error {
+			for {
+				if c, err := e.ByName(t.Context(), "seat"); err == nil && c.State.Running && e.applied("seat") != (progress{}) && !e.applied("seat").Start {
+					return nil
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+		r.start()
+		r.awaitName("seat", "running", isRunning)
+		r.stop()
+		if !killed {
+			if n < 5 {
+				t.Errorf("a deployment has only %d steps", n)
+			}
+			return
+		}
+	}
+}
+
+func TestFullDiskUsesNoDescriptorUp(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1})
+	old := r.awaitName("seat", "running", isRunning)
+	var free atomic.Bool
+	r.fake.mu.Lock()
+	r.fake.launch = func(c *ctrmodel.Container) error {
+		if c.Image.Name == "example.org/seat:2" && !free.Load() {
+			return ctrmodel.Errorf(ctrmodel.ResourceExhausted, "no space left on device")
+		}
+		return nil
+	}
+	r.fake.mu.Unlock()
+	write(t, dir, "seat.json", `{"container_name": "seat", "image": {"name": "example.org/seat:2"}}`)
+	r.await(old.ID, "back", func(c *ctrmodel.Container) bool { return c.State.Running && r.fake.launched(old.ID) > 1 })
+	free.Store(true)
+	r.awaitName("seat", "replaced", func(c *ctrmodel.Container) bool { return c.Image.Name == "example.org/seat:2" && c.State.Running })
+}
+
+func TestDeployTellsWhichFilesItCannotUse(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1, "twin.json": seat1, "broken.json": `{"container_name": `})
+	r.must(r.Remove(t.Context(), r.awaitName("seat", "running", isRunning).ID, true, force))
+	err := r.Deploy(t.Context())
+	r.wantKind(err, ctrmodel.InvalidArgument)
+	for _, name := range []string{"broken.json", "twin.json"} {
+		if !strings.Contains(err.Error(), filepath.Join(dir, name)) {
+			t.Errorf("nothing about %s: %v", name, err)
+		}
+	}
+	r.awaitName("seat", "running", isRunning)
+}
+
+func TestDirectoryOfDescriptorsMayBeALink(t *testing.T) {
+	t.Parallel()
+	var said safeBuffer
+	dir := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(filepath.Join(dir, "later"), link); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t)
+	r.stop()
+	r.cfg.Log = slog.New(slog.NewTextHandler(&said, nil))
+	r.cfg.Deployment = Deployment{Dirs: []string{link, filepath.Join(dir, "nowhere")}, Period: 2 * time.Millisecond}
+	r.start()
+	time.Sleep(50 * time.Millisecond)
+	write(t, filepath.Join(dir, "later"), "seat.json", seat1)
+	r.awaitName("seat", "running", isRunning)
+	r.stop()
+	if n := strings.Count(said.String(), "cannot look for descriptors"); n != 1 {
+		t.Errorf("said %d times that the link leads nowhere:\n%s", n, said.String())
+	}
+}
+
+// safeBuffer is a buffer that several may write to.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 func TestContainerWithoutItsDescriptor(t *testing.T) {
@@ -396,18 +670,30 @@ func TestArchivesAreImportedBeforeDescriptors(t *testing.T) {
 	archives := t.TempDir()
 	write(t, archives, "seat.tar", "")
 	write(t, archives, "radio.tar.gz", "")
-	write(t, archives, "notes.txt", "")
-	r, dir := deployRig(t, nil, func(c *Config) { c.Deployment.Archives = []string{archives} })
+	for _, name := range []string{"notes.txt", "half.tar~", "half.tar.part", "half.tar.gz.4Xw1"} {
+		write(t, archives, name, "")
+	}
+	r, dir := newRig(t), t.TempDir()
+	r.stop()
+	r.cfg.Deployment = Deployment{Dirs: []string{dir}, Archives: []string{archives}, Period: 5 * time.Millisecond}
+	var before atomic.Int32
+	r.fake.prepare = func(context.Context, *ctrmodel.Container) error {
+		r.fake.mu.Lock()
+		defer r.fake.mu.Unlock()
+		before.Store(int32(len(r.fake.imported)))
+		return nil
+	}
+	write(t, dir, "seat.json", seat1)
+	r.start()
 	imported := func() string {
 		r.fake.mu.Lock()
 		defer r.fake.mu.Unlock()
 		slices.Sort(r.fake.imported)
 		return strings.Join(r.fake.imported, " ")
 	}
-	write(t, dir, "seat.json", seat1)
 	r.awaitName("seat", "running", isRunning)
-	if got := imported(); got != "radio.tar.gz seat.tar" {
-		t.Errorf("imported %s", got)
+	if got := imported(); got != "radio.tar.gz seat.tar" || before.Load() != 2 {
+		t.Errorf("imported %s, %d of it before a container was made", got, before.Load())
 	}
 	r.restart()
 	write(t, dir, "other.json", `{"container_name": "other", "image": {"name": "x"}}`)
@@ -418,6 +704,46 @@ func TestArchivesAreImportedBeforeDescriptors(t *testing.T) {
 	write(t, archives, "seat.tar", "another one")
 	for imported() != "radio.tar.gz seat.tar seat.tar" {
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// Even by who looks at the files only once.
+func TestArchiveIsImportedOnceThatWorks(t *testing.T) {
+	t.Parallel()
+	for _, reason := range []error{
+		fmt.Errorf("unpack: %w", syscall.ENOSPC), ctrmodel.Errorf(ctrmodel.ResourceExhausted, "not enough space"),
+		ctrmodel.Errorf(ctrmodel.Unavailable, "no signature yet"),
+	} {
+		archives := t.TempDir()
+		write(t, archives, "seat.tar", "")
+		write(t, archives, "broken.tar", "")
+		r := newRig(t)
+		r.stop()
+		r.cfg.Deployment = Deployment{Archives: []string{archives}}
+		tries := map[string]int{}
+		r.fake.unpack = func(archive string) error {
+			name := filepath.Base(archive)
+			if tries[name]++; name == "broken.tar" {
+				return errors.New("no archive")
+			}
+			if tries[name] < 3 {
+				return reason
+			}
+			return nil
+		}
+		r.start()
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+			r.fake.mu.Lock()
+			done, broken := len(r.fake.imported) == 1, tries["broken.tar"]
+			r.fake.mu.Unlock()
+			if done && broken == 1 {
+				break
+			}
+			if time.Now().After(end) || broken > 1 {
+				t.Fatalf("%v: tries %v", reason, tries)
+			}
+		}
+		r.stop()
 	}
 }
 
