@@ -190,6 +190,9 @@ func (a *actor) run(ctx context.Context, o *order) {
 	}
 	if pause := time.Until(a.notBefore); pause > 0 {
 		a.wait(pause)
+	} else if err == nil && a.proc == nil && !a.notBefore.IsZero() { // the pause was over before the order was
+		a.notBefore = time.Time{}
+		a.wait(0)
 	}
 	if o.done != nil {
 		o.done <- err

@@ -52,3 +52,18 @@ func TestPolicies(t *testing.T) {
 		}
 	}
 }
+
+// A machine that is busy clears away what has ended more slowly than the first pause takes.
+func TestPauseThatIsOverEarlyIsNotTheLast(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a", policy(ctrmodel.RestartAlways, 0))
+	r.fake.behave(func() {
+		r.fake.release = func(string) error {
+			time.Sleep(2 * firstPause)
+			return nil
+		}
+	})
+	r.fake.exit(id, 0)
+	r.await(id, "restarted", func(c *ctrmodel.Container) bool { return c.RestartCount == 1 && c.State.Running })
+}
