@@ -413,6 +413,11 @@ func (a *Agent) request(msg []byte) (id string, request json.RawMessage, err err
 		err = fmt.Errorf("payload.domains[0].id: %q, expected %q", ds.Domains[0].ID, a.Domain)
 	default:
 		ds = updateproto.Split(ds, a.Domain)
+		for i, c := range ds.Domains[0].Components {
+			if len(c.ID) > updateproto.MaxName {
+				return e.ActivityID, nil, fmt.Errorf("payload.domains[0].components[%d].id: %d bytes, expected at most %d", i, len(c.ID), updateproto.MaxName)
+			}
+		}
 		if a.Check != nil {
 			err = a.Check(ds)
 		}

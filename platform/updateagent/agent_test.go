@@ -22,6 +22,9 @@ import (
 func TestWhatCannotBeUnderstoodIsAnsweredIfThereIsAnybodyToAnswer(t *testing.T) {
 	const state, command = "xupdate/desiredstate", "xupdate/desiredstate/command"
 	long := strings.Repeat("b", updateproto.MaxName+1)
+	of := func(component string) string {
+		return `{"activityId":"1","payload":{"domains":[{"id":"x","components":[{"id":"` + component + `","version":"1"}]}]}}`
+	}
 	for _, tc := range []struct{ topic, message, leda, kanto string }{
 		{state, `{"activityId":"1","payload":{"domains":7}}`, "1:IDENTIFYING 1:IDENTIFICATION_FAILED", "1:IDENTIFICATION_FAILED"},
 		{state, `{"activityId":"","payload":{"domains":7}}`, "", ":IDENTIFICATION_FAILED"},
@@ -31,6 +34,8 @@ func TestWhatCannotBeUnderstoodIsAnsweredIfThereIsAnybodyToAnswer(t *testing.T) 
 		{state, `{"payload":`, "", ""},
 		{state, `null`, "", ""},
 		{state, ``, "", ""},
+		{state, of(long[1:]), "1:IDENTIFYING", "1:IDENTIFYING"},
+		{state, of(long), "1:IDENTIFYING", "1:IDENTIFICATION_FAILED"},
 		{command, `{"activityId":"1","payload":{"command":"FOO"}}`, "1:IDENTIFYING 1:IDENTIFICATION_FAILED", ""},
 		{command, `{"activityId":"1","payload":{"command":7}}`, "1:IDENTIFYING 1:IDENTIFICATION_FAILED", ""},
 		{command, `{"payload":{"command":"FOO"}}`, "", ""},
@@ -39,7 +44,7 @@ func TestWhatCannotBeUnderstoodIsAnsweredIfThereIsAnybodyToAnswer(t *testing.T) 
 		{command, `{"activityId":"1","payload":{"command":"DOWNLOAD","baseline":"` + long[1:] + `"}}`, "1:DOWNLOAD_FAILURE", "1:DOWNLOAD_FAILURE"},
 	} {
 		for kanto, want := range map[bool]string{false: tc.leda, true: tc.kanto} {
-			a := Agent{Config: Config{Domain: "x", Kanto: kanto, Log: slog.New(slog.DiscardHandler)}, m: machine{kanto: kanto}}
+			a := Agent{Config: Config{Domain: "x", Kanto: kanto, Capacity: Capacity, Log: slog.New(slog.DiscardHandler)}, m: machine{kanto: kanto}}
 			a.receive(&mqttbus.Message{Topic: tc.topic, Payload: []byte(tc.message)})
 			var said []string
 			effects, _ := a.m.take()

@@ -252,7 +252,11 @@ func TestAnyOrderOfCommandsForBaselinesEndsEachActivityOnce(t *testing.T) {
 				do(fmt.Sprintf("ds %d", n))
 			case k < 6 && s.m.Activity != nil:
 				baseline := []string{"", "/x", "/y", "/z", "/*"}[r.IntN(5)]
-				do(commands[r.IntN(len(commands))] + " " + s.m.Activity.ID + baseline)
+				id := s.m.Activity.ID
+				if next := s.m.Activity.Next; next != nil && r.IntN(2) == 0 {
+					id = next.ID
+				}
+				do(commands[r.IntN(len(commands))] + " " + id + baseline)
 			case k < 9 && s.m.verifying && r.IntN(2) == 0:
 				do("only y")
 			case k < 9 && s.work != "":

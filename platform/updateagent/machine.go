@@ -187,7 +187,8 @@ func (m *machine) abandon() {
 }
 
 // reject answers a message that cannot be understood: a desired state, or else a
-// command. The latter has no answer of Kanto's that would not end the activity.
+// command. In Kanto's words there is no answer to the latter that would not end
+// an activity, maybe a second time.
 func (m *machine) reject(id, why string, request bool) {
 	if m.kanto && !request {
 		m.warnf("message for activity %q is dropped: %s", id, why)
