@@ -625,25 +625,52 @@ func TestFailureThatHealsWhileItIsTakenBack(t *testing.T) {
 	}
 }
 
-// An agent that is killed while it makes a container finds half of one, which goes.
-func TestHalfOfAContainerIsNotTakenForOne(t *testing.T) {
-	f := car()
-	u := newUpdate(t, f, whole("hvac:2", "navi:1"))
-	u.b.Patience = 10 * time.Second
-	u.step((*Backend).Identify, false)
-	var n notes
-	json.Unmarshal(u.notes, &n)
-	c := &ctrmodel.Container{ID: n.Actions[2].New, Name: "navi", Image: ctrmodel.Image{Name: "navi:1"}}
+// halving is an engine whose first container is half made when the connection to containerd is lost.
+type halving struct {
+	*fake
+	done bool
+}
+
+func (h *halving) Create(ctx context.Context, c *ctrmodel.Container) (*ctrmodel.Container, error) {
+	if h.done {
+		return h.fake.Create(ctx, c)
+	}
+	h.done = true
+	h.half(c)
+	return nil, ctrmodel.Errorf(ctrmodel.Unavailable, "connection lost")
+}
+
+// half is what is left of a container for a while.
+func (f *fake) half(c *ctrmodel.Container) {
+	c = c.Clone()
 	c.Defaults(nil)
 	c.State.SetDead()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.boxes[c.ID] = &box{Container: c}
 	time.AfterFunc(50*time.Millisecond, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.boxes, c.ID)
 	})
-	if end := u.command(all); end.Status != "COMPLETED" {
-		t.Errorf("ends with %+v", end)
+}
+
+func TestHalfOfAContainerIsNotTakenForOne(t *testing.T) {
+	for _, killed := range []bool{true, false} { // the agent, or containerd
+		f := car()
+		u := newUpdate(t, f, whole("hvac:2", "navi:1"))
+		u.b.Patience = 10 * time.Second
+		u.step((*Backend).Identify, false)
+		if killed {
+			var n notes
+			json.Unmarshal(u.notes, &n)
+			f.half(&ctrmodel.Container{ID: n.Actions[2].New, Name: "navi", Image: ctrmodel.Image{Name: "navi:1"}})
+		} else {
+			u.b.Engine = &halving{fake: f}
+		}
+		if end := u.command(all); end.Status != "COMPLETED" {
+			t.Errorf("agent killed: %v: ends with %+v", killed, end)
+		}
 	}
 }
 

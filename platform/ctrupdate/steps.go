@@ -66,14 +66,10 @@ func (w *work) prepare(ctx context.Context, a *action) error {
 	if want == nil {
 		return fmt.Errorf("the desired state says nothing about %s", a.Name)
 	}
-	made := false
-	err := w.persist(ctx, func() error {
-		c, err := w.Engine.Get(ctx, a.New)
-		made = err == nil
-		if made && (c.State.Status == ctrmodel.Creating || c.State.Status == ctrmodel.Dead) {
-			return ctrmodel.Errorf(ctrmodel.Unavailable, "what an attempt that was cut off has made is not gone yet")
-		}
-		return unlessGone(err)
+	var made bool
+	err := w.persist(ctx, func() (err error) {
+		made, err = w.made(ctx, a)
+		return err
 	})
 	if made || err != nil {
 		return err
@@ -93,6 +89,9 @@ func (w *work) prepare(ctx context.Context, a *action) error {
 	c.ID = a.New
 	return w.persist(ctx, func() error {
 		if a.Kind == create {
+			if made, err := w.made(ctx, a); made || err != nil { // by the attempt before
+				return err
+			}
 			_, err := w.Engine.Create(ctx, c)
 			return err
 		}
@@ -104,6 +103,18 @@ func (w *work) prepare(ctx context.Context, a *action) error {
 		_, err = w.Engine.Succeed(ctx, a.Old, owner, c)
 		return err
 	})
+}
+
+// made reports whether the new container of an action is there. Half of one is waited for: it goes.
+func (w *work) made(ctx context.Context, a *action) (bool, error) {
+	c, err := w.Engine.Get(ctx, a.New)
+	if err != nil {
+		return false, unlessGone(err)
+	}
+	if c.State.Status == ctrmodel.Creating || c.State.Status == ctrmodel.Dead {
+		return false, ctrmodel.Errorf(ctrmodel.Unavailable, "what an attempt that was cut off has made is not gone yet")
+	}
+	return true, nil
 }
 
 // pulled tells now and then how far an image is.
