@@ -427,6 +427,29 @@ func TestFullDiskUsesNoDescriptorUp(t *testing.T) {
 	r.awaitName("seat", "replaced", func(c *ctrmodel.Container) bool { return c.Image.Name == "example.org/seat:2" && c.State.Running })
 }
 
+// One that is being removed is not what the descriptor describes.
+func TestContainerIsDeployedAfterTheEndOfAnOldOne(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, nil)
+	old := r.running("seat", func(c *ctrmodel.Container) { c.Image.Name = "example.org/seat:1" })
+	var free atomic.Bool
+	r.fake.mu.Lock()
+	r.fake.discard = func(string) error {
+		if !free.Load() {
+			return errors.New("still mounted")
+		}
+		return nil
+	}
+	r.fake.mu.Unlock()
+	if err := r.Remove(t.Context(), old, true, force); err == nil {
+		t.Fatal("removed")
+	}
+	write(t, dir, "seat.json", seat1)
+	time.Sleep(50 * time.Millisecond)
+	free.Store(true)
+	r.awaitName("seat", "another one", func(c *ctrmodel.Container) bool { return c.ID != old && c.State.Running })
+}
+
 func TestDeployTellsWhichFilesItCannotUse(t *testing.T) {
 	t.Parallel()
 	r, dir := deployRig(t, map[string]string{"seat.json": seat1, "twin.json": seat1, "broken.json": `{"container_name": `})
@@ -676,11 +699,16 @@ func TestArchivesAreImportedBeforeDescriptors(t *testing.T) {
 	r, dir := newRig(t), t.TempDir()
 	r.stop()
 	r.cfg.Deployment = Deployment{Dirs: []string{dir}, Archives: []string{archives}, Period: 5 * time.Millisecond}
-	var before atomic.Int32
+	var began, early atomic.Bool
 	r.fake.prepare = func(context.Context, *ctrmodel.Container) error {
-		r.fake.mu.Lock()
-		defer r.fake.mu.Unlock()
-		before.Store(int32(len(r.fake.imported)))
+		began.Store(true)
+		return nil
+	}
+	r.fake.unpack = func(string) error {
+		time.Sleep(20 * time.Millisecond)
+		if began.Load() {
+			early.Store(true)
+		}
 		return nil
 	}
 	write(t, dir, "seat.json", seat1)
@@ -692,8 +720,8 @@ func TestArchivesAreImportedBeforeDescriptors(t *testing.T) {
 		return strings.Join(r.fake.imported, " ")
 	}
 	r.awaitName("seat", "running", isRunning)
-	if got := imported(); got != "radio.tar.gz seat.tar" || before.Load() != 2 {
-		t.Errorf("imported %s, %d of it before a container was made", got, before.Load())
+	if got := imported(); got != "radio.tar.gz seat.tar" || early.Load() {
+		t.Errorf("imported %s; a container was made before that: %v", got, early.Load())
 	}
 	r.restart()
 	write(t, dir, "other.json", `{"container_name": "other", "image": {"name": "x"}}`)
@@ -702,8 +730,10 @@ func TestArchivesAreImportedBeforeDescriptors(t *testing.T) {
 		t.Errorf("after a restart imported %s", got)
 	}
 	write(t, archives, "seat.tar", "another one")
-	for imported() != "radio.tar.gz seat.tar seat.tar" {
-		time.Sleep(time.Millisecond)
+	for end := time.Now().Add(5 * time.Second); imported() != "radio.tar.gz seat.tar seat.tar"; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("after a change imported %s", imported())
+		}
 	}
 }
 
