@@ -30,7 +30,6 @@ type stream struct {
 	buf   *[chunkSize]byte // what take has returned is in there; nil between chunks
 	line  line
 
-	seen  bool // there is, or was, somebody at the other end
 	leave atomic.Bool
 }
 
@@ -69,11 +68,7 @@ func (s *stream) take() ([]byte, error) {
 	err := s.raw.Read(func(fd uintptr) bool {
 		var ended bool
 		chunk, ended, failure = s.look(int(fd))
-		if len(chunk) > 0 || failure != nil || ended && s.seen {
-			return true
-		}
-		s.seen = true // if nobody has come so far, what wakes us is somebody
-		return false
+		return len(chunk) > 0 || failure != nil || ended
 	})
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		if s.leave.Load() {
@@ -89,11 +84,10 @@ func (s *stream) take() ([]byte, error) {
 	case len(chunk) == 0:
 		return nil, errEnded
 	}
-	s.seen = true
 	return chunk, nil
 }
 
-// look takes what is there. Ended is that there is nothing and nobody at the other end.
+// look takes what is there. Ended is that there is nothing, and nobody at the other end any more.
 func (s *stream) look(fd int) (chunk []byte, ended bool, err error) {
 	s.buf = buffers.Get().(*[chunkSize]byte)
 	if s.spool != nil {
@@ -110,7 +104,14 @@ func (s *stream) look(fd int) (chunk []byte, ended bool, err error) {
 	if err == unix.EAGAIN {
 		return nil, false, nil
 	}
-	return nil, err == nil, err
+	return nil, err == nil && left(fd), err
+}
+
+// left reports whether whoever was at the other end of a FIFO has gone. Linux hangs up only on those who have seen a writer come.
+func left(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := retry(func() (int, error) { return unix.Poll(p, 0) })
+	return err != nil || n == 1 && p[0].Revents&unix.POLLHUP != 0
 }
 
 // done gives back what take has returned.
