@@ -13,14 +13,18 @@ import (
 	"time"
 
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/testing/agents"
 	"sdvbox/testing/census"
+	"sdvbox/testing/ctragent"
 )
 
-// Agent, containerd and a new container are killed in each phase of an update. It ends once, as it should, and leaves nothing.
+// Agent, containerd and a new container are killed in each phase of an update that replaces, changes, removes and makes containers,
+// of which one gets the port of one that goes. It ends once, as it should, and leaves nothing.
 func TestKills(t *testing.T) {
-	r := start(t, nil)
+	t.Parallel()
+	r := start(t, map[string]ctragent.Section{"update_agent": {"health_time": "250ms"}})
 	ids := regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f-]{27}|rng-seed|\d+\.\d+\.\d+\.\d+`)
-	place := census.Place{Daemon: r.Containerd, Namespace: namespace, Dirs: []string{r.Dir + "/run", r.Dir + "/state"}}
+	place := census.Place{Daemon: r.Containerd, Namespace: r.namespace, Dirs: []string{r.Dir + "/run", r.Dir + "/state"}}
 	count := func() census.List {
 		// What containerd was about to remove when it was killed goes when the agent has it cleared away the next time.
 		list := slices.DeleteFunc(place.Take(t), func(line string) bool { return strings.HasSuffix(line, "snapshots has an entry") })
@@ -31,8 +35,17 @@ func TestKills(t *testing.T) {
 		return list
 	}
 	version := "1"
-	ds := func(hvac string) map[string]any {
-		return desire(r.component("hvac", hvac), r.component("seats", "1"), r.component("radio", "1", "memory="+hvac+"6M"))
+	titles := []string{"containers:remove-components", "air", "rest"}
+	ds := func(version string) map[string]any {
+		last := r.component("seats", "1", "port=4712:80")
+		last["id"] = "only" + version
+		ds := desire(r.component("hvac", version, "port=127.0.0.1:4711:80", "restartPolicy=always", "healthCmd=true"), r.component("seats", "1"),
+			r.component("radio", "1", "memory="+version+"6M"), last)
+		ds["baselines"] = []any{
+			map[string]any{"title": titles[1], "components": []string{"containers:hvac"}},
+			map[string]any{"title": titles[2], "components": []string{"containers:seats", "containers:radio", "containers:only" + version}},
+		}
+		return ds
 	}
 	for _, v := range []string{"2", "1"} { // so that all images are there
 		if f := r.update("setup "+v, ds(v), all, nil); f.Status != "COMPLETED" {
@@ -68,20 +81,25 @@ func TestKills(t *testing.T) {
 		delay    time.Duration
 		do       func()
 		good     bool
+		divided  bool
 	}
 	kills := []kill{
-		{"AgentWhenIdentified", all, "IDENTIFIED", 0, agent, true},
-		{"AgentWhenDownloading", all, "DOWNLOAD", 20 * time.Millisecond, agent, true},
-		{"AgentWhenDownloaded", all, "DOWNLOAD_SUCCESS", 0, agent, true},
-		{"AgentWhenUpdated", all, "UPDATE_SUCCESS", 0, agent, true},
-		{"AgentWhenItBeginsToActivate", all, "ACTIVATE", 10 * time.Millisecond, agent, true},
-		{"AgentWhenItWaitsForHealth", all, "ACTIVATE", 400 * time.Millisecond, agent, true},
-		{"AgentWhenActivated", all, "ACTIVATION_SUCCESS", 0, agent, true},
-		{"AgentWhenCleaningUp", all, "CLEANUP", 5 * time.Millisecond, agent, true},
-		{"AgentWhenRollingBack", rollback, "ROLLBACK", 5 * time.Millisecond, agent, false},
-		{"ContainerdWhenItDownloads", all, "DOWNLOAD", 10 * time.Millisecond, containerd, true},
-		{"ContainerdWhenItActivates", all, "ACTIVATE", 10 * time.Millisecond, containerd, true},
-		{"ContainerWhenItIsToProveItself", all, "ACTIVATE", 0, container, false},
+		{"AgentWhenIdentified", all, "IDENTIFIED", 0, agent, true, false},
+		{"AgentWhenDownloading", all, "DOWNLOAD", 20 * time.Millisecond, agent, true, false},
+		{"AgentWhenDownloaded", all, "DOWNLOAD_SUCCESS", 0, agent, true, false},
+		{"AgentWhenUpdated", all, "UPDATE_SUCCESS", 0, agent, true, false},
+		{"AgentWhenItBeginsToActivate", all, "ACTIVATE", 10 * time.Millisecond, agent, true, false},
+		{"AgentWhenItWaitsForHealth", all, "ACTIVATE", 150 * time.Millisecond, agent, true, false},
+		{"AgentWhenActivated", all, "ACTIVATION_SUCCESS", 0, agent, true, false},
+		{"AgentWhenCleaningUp", all, "CLEANUP", 5 * time.Millisecond, agent, true, false},
+		{"AgentWhenRollingBack", rollback, "ROLLBACK", 5 * time.Millisecond, agent, false, false},
+		{"ContainerdWhenItDownloads", all, "DOWNLOAD", 10 * time.Millisecond, containerd, true, false},
+		{"ContainerdWhenItActivates", all, "ACTIVATE", 10 * time.Millisecond, containerd, true, false},
+		{"ContainerWhenItIsToProveItself", all, "ACTIVATE", 0, container, false, false},
+		{"AgentWhenOneBaselineIsDownloaded", nil, "DOWNLOAD_SUCCESS air", 0, agent, true, true},
+		{"AgentWhenOneBaselineActivates", nil, "ACTIVATE air", 50 * time.Millisecond, agent, true, true},
+		{"AgentWhenOneBaselineIsActivated", nil, "ACTIVATION_SUCCESS air", 0, agent, true, true},
+		{"AgentWhenOneBaselineIsCleanedUp", nil, "CLEANUP_SUCCESS air", 0, agent, true, true},
 	}
 	if long {
 		points := []string{"IDENTIFIED", "DOWNLOAD", "DOWNLOAD_SUCCESS", "UPDATE", "UPDATE_SUCCESS", "ACTIVATE", "ACTIVATION_SUCCESS", "CLEANUP"}
@@ -102,7 +120,7 @@ func TestKills(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			other := map[string]string{"1": "2", "2": "1"}[version]
 			killed := make(chan struct{})
-			f := r.update(k.name, ds(other), k.commands, func(at string) {
+			at := func(at string) {
 				if at == k.at {
 					go func() {
 						defer close(killed)
@@ -110,7 +128,13 @@ func TestKills(t *testing.T) {
 						k.do()
 					}()
 				}
-			})
+			}
+			var f agents.Feedback
+			if k.divided {
+				f = r.divided(k.name, ds(other), titles, at)
+			} else {
+				f = r.update(k.name, ds(other), k.commands, at)
+			}
 			<-killed
 			want := "INCOMPLETE"
 			if k.good {
@@ -122,13 +146,11 @@ func TestKills(t *testing.T) {
 			if n := r.terminals(k.name); f.Status != want || n != 1 {
 				t.Errorf("ends %d times, with %s %q, want %s", n, f.Status, f.Message, want)
 			}
-			r.runs("hvac=" + version + " radio=1 seats=1")
-			if list, _ := r.List(t.Context()); list != nil {
-				for _, c := range list {
-					if c.Name == "radio" && c.HostConfig.Resources.Memory != version+"6M" {
-						t.Errorf("radio may have %s of memory, want %s6M", c.HostConfig.Resources.Memory, version)
-					}
-				}
+			r.runs("hvac=" + version + " only" + version + "=1 radio=1 seats=1")
+			list, err := r.List(t.Context())
+			i := slices.IndexFunc(list, func(c *ctrmodel.Container) bool { return c.Name == "radio" })
+			if err != nil || i < 0 || list[i].HostConfig.Resources.Memory != version+"6M" {
+				t.Errorf("memory of radio, want %s6M: %v, %v", version, list, err)
 			}
 			diff := ""
 			for begin := time.Now(); time.Since(begin) < 15*time.Second; time.Sleep(50 * time.Millisecond) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,8 +30,8 @@ var long = os.Getenv("SDVBOX_LONG") == "1"
 
 const limit = 30 * time.Second
 
-// namespace is also that of control groups, which all tests on this machine share.
-var namespace = fmt.Sprint("ctrupdate-", os.Getpid())
+// building is so that only one test does it.
+var building sync.Mutex
 
 // rig is a device with a broker and a registry.
 type rig struct {
@@ -39,6 +40,8 @@ type rig struct {
 	t        *testing.T
 	broker   *broker.Broker
 	registry *ctragent.Registry
+	// namespace is also that of control groups, which all tests on this machine share.
+	namespace string
 }
 
 // box makes an image with busybox. The files differ by name, so that each has a layer of its own.
@@ -58,9 +61,9 @@ func box(t testing.TB, name string) *ctragent.Image {
 // start starts a device, whose registry has versions 1 and 2 of three containers.
 func start(t *testing.T, change map[string]ctragent.Section) *rig {
 	t.Helper()
-	r := &rig{t: t, broker: broker.Start(t, broker.Options{})}
+	r := &rig{t: t, broker: broker.Start(t, broker.Options{}), namespace: fmt.Sprint("ctrupdate-", os.Getpid(), t.Name())}
 	var images []*ctragent.Image
-	for _, name := range []string{"hello-world:latest", "hvac:1", "hvac:2", "seats:1", "seats:2", "radio:1"} {
+	for _, name := range []string{"hello-world:latest", "hvac:1", "hvac:2", "hvac:4", "seats:1", "seats:2", "radio:1"} {
 		images = append(images, box(t, name))
 	}
 	r.registry = ctragent.Serve(t, nil, images...)
@@ -68,13 +71,16 @@ func start(t *testing.T, change map[string]ctragent.Section) *rig {
 	sections := map[string]ctragent.Section{
 		"connection":   {"broker_url": r.broker.URL()},
 		"update_agent": {"enable": true, "health_time": "500ms"},
-		"containers":   {"insecure_registries": []string{r.registry.Host}, "default_ns": namespace},
+		"containers":   {"insecure_registries": []string{r.registry.Host}, "default_ns": r.namespace},
 		"manager":      {"default_ctrs_stop_timeout": 1},
 	}
 	for name, section := range change {
 		maps.Copy(sections[name], section)
 	}
-	r.Agent = ctragent.New(t, ctragent.Build(t), ctrd.Start(t))
+	building.Lock()
+	program := ctragent.Build(t)
+	building.Unlock()
+	r.Agent = ctragent.New(t, program, ctrd.Start(t))
 	r.Config["connection"] = ctragent.Section{}
 	for name, section := range sections {
 		maps.Copy(r.Config[name], section)
@@ -123,15 +129,39 @@ func (r *rig) said(id string) (list []agents.Feedback) {
 // answer waits for one of some statuses of an activity, from the message with a number on.
 func (r *rig) answer(id string, from int, statuses ...string) agents.Feedback {
 	r.t.Helper()
+	return r.answerFor(id, "", from, statuses...)
+}
+
+// answerFor is answer about a baseline, or any.
+func (r *rig) answerFor(id, baseline string, from int, statuses ...string) agents.Feedback {
+	r.t.Helper()
 	for begin := time.Now(); time.Since(begin) < limit; time.Sleep(2 * time.Millisecond) {
 		for _, f := range r.said(id)[from:] {
-			if slices.Contains(statuses, f.Status) {
+			if slices.Contains(statuses, f.Status) && (baseline == "" || f.Baseline == baseline) {
 				return f
 			}
 		}
 	}
-	r.t.Fatalf("no %q of %s within %v", statuses, id, limit)
+	r.t.Fatalf("no %q of %s %s within %v", statuses, id, baseline, limit)
 	return agents.Feedback{}
+}
+
+// divided drives an update baseline by baseline, each command for all before the next one. At is called after each command, and its
+// answer, with the title of the baseline behind it.
+func (r *rig) divided(id string, ds any, titles []string, at func(string)) agents.Feedback {
+	r.t.Helper()
+	r.Publish("containersupdate/desiredstate", id, ds)
+	r.answer(id, 0, "IDENTIFIED")
+	for _, c := range []struct{ command, word string }{{"DOWNLOAD", "DOWNLOAD"}, {"UPDATE", "UPDATE"}, {"ACTIVATE", "ACTIVATION"}, {"CLEANUP", "CLEANUP"}} {
+		for _, title := range titles {
+			heard := len(r.said(id))
+			r.Publish("containersupdate/desiredstate/command", id, map[string]string{"command": c.command, "baseline": title})
+			at(c.command + " " + title)
+			f := r.answerFor(id, title, heard, c.word+"_SUCCESS", c.word+"_FAILURE")
+			at(f.Status + " " + title)
+		}
+	}
+	return r.answer(id, 0, "COMPLETED", "INCOMPLETE")
 }
 
 var all = []string{"DOWNLOAD", "UPDATE", "ACTIVATE"}

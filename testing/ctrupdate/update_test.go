@@ -5,6 +5,7 @@ package ctrupdate
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 
 // The flows of the documentation, and what goes wrong in the field, on one device.
 func TestUpdates(t *testing.T) {
+	t.Parallel()
 	r := start(t, nil)
 	exec := func(name string, args ...string) string {
 		t.Helper()
@@ -33,6 +35,17 @@ func TestUpdates(t *testing.T) {
 			t.Fatal(err)
 		}
 		return out.String()
+	}
+	pids := func() (text string) {
+		t.Helper()
+		list, err := r.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range list {
+			text += fmt.Sprint(c.Name, "=", c.State.PID, " ")
+		}
+		return text
 	}
 	end := func(f agents.Feedback, want, why string) {
 		t.Helper()
@@ -93,9 +106,10 @@ func TestUpdates(t *testing.T) {
 		_, nodes := r.state()
 		f := r.update("back", back(nodes, func(_ string, config []pair) []pair { return config }), all, nil)
 		end(f, "COMPLETED", "")
-		for _, a := range f.Actions {
-			if !strings.Contains(r.said("back")[1].Actions[0].Message, "as desired") || a.Status != "ACTIVATION_SUCCESS" {
-				t.Errorf("action %+v", a)
+		identified := r.said("back")[1].Actions
+		for i, a := range f.Actions {
+			if len(identified) != 3 || !strings.Contains(identified[i].Message, "as desired") || a.Status != "ACTIVATION_SUCCESS" {
+				t.Errorf("action %+v, identified as %+v", a, identified)
 			}
 		}
 		before, _ := r.List(t.Context())
@@ -193,7 +207,7 @@ func TestUpdates(t *testing.T) {
 		why                string
 	}{
 		{"DiskIsFull", "containers", "disk_reserve", "999999G", "not enough space"},
-		{"SignatureIsWrong", "containers", "image_verifier_type", "notation", "hvac"},
+		{"SignatureIsWrong", "containers", "image_verifier_type", "notation", "signatures: "},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			before := maps.Clone(r.Config[tc.section])
@@ -201,14 +215,46 @@ func TestUpdates(t *testing.T) {
 			r.Config[tc.section][tc.key] = tc.value
 			r.Launch()
 			r.runs("hvac=2 radio=1")
-			// An image that has not been here before.
-			end(r.update(tc.name, desire(r.component("hvac", "2"), r.component("radio", "1"), r.component("seats", "2")), all, nil), "INCOMPLETE", strings.ReplaceAll(tc.why, "hvac", "seats"))
+			pid := pids()
+			end(r.update(tc.name, hvac("4"), all, nil), "INCOMPLETE", tc.why) // an image that has not been here before
 			r.runs("hvac=2 radio=1")
+			if now := pids(); now != pid {
+				t.Errorf("processes have been %s and are %s", pid, now)
+			}
+			if f := r.said(tc.name); f[len(f)-3].Status != "DOWNLOAD_FAILURE" {
+				t.Errorf("said %s", statuses(f))
+			}
 			r.Terminate()
 			r.Config[tc.section] = before
 			r.Launch()
 		})
 	}
+
+	t.Run("CleanupComesAtOnce", func(t *testing.T) {
+		r.Publish("containersupdate/desiredstate", "at once", desire(r.component("hvac", "1")))
+		r.order("at once", "CLEANUP")
+		end(r.answer("at once", 0, "COMPLETED", "INCOMPLETE"), "INCOMPLETE", "")
+		r.runs("hvac=2 radio=1")
+	})
+
+	t.Run("NewContainerIsRemovedBeforeCleanup", func(t *testing.T) {
+		f := r.update("harm", hvac("1"), all, func(at string) {
+			if at != "ACTIVATION_SUCCESS" {
+				return
+			}
+			list, err := r.List(t.Context())
+			for _, c := range list {
+				if c.Name == "hvac" && strings.HasSuffix(c.Image.Name, ":1") {
+					err = r.Remove(t.Context(), c.ID, true, ctrmodel.StopOptions{})
+				}
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		end(f, "INCOMPLETE", "hvac: ")
+		r.runs("hvac=2 radio=1")
+	})
 
 	t.Run("BaselinesOneByOne", func(t *testing.T) {
 		ds := desire(r.component("hvac", "1"), r.component("radio", "1", "cmd=false", "restartPolicy=no"), r.component("seats", "2"))
@@ -323,9 +369,12 @@ func start0(stat string) string {
 
 // TLS settings have an effect.
 func TestBrokerWantsCertificates(t *testing.T) {
+	building.Lock()
+	program := ctragent.Build(t)
+	building.Unlock()
 	b := broker.Start(t, broker.Options{MTLS: true})
 	client := b.Client(t, "containersupdate/#")
-	a := ctragent.New(t, ctragent.Build(t), ctrd.Start(t))
+	a := ctragent.New(t, program, ctrd.Start(t))
 	a.Config["connection"] = ctragent.Section{"broker_url": b.URL(), "transport": map[string]string{"root_ca": b.CAFile, "client_cert": b.CertFile, "client_key": b.KeyFile}}
 	a.Config["update_agent"] = ctragent.Section{"enable": true}
 	a.Launch()
