@@ -205,10 +205,15 @@ func started(err error) error {
 	if err == nil {
 		return nil
 	}
-	if err = model(err); ctrmodel.KindOf(err) == ctrmodel.Internal {
-		err = ctrmodel.Errorf(ctrmodel.FailedPrecondition, "%w", err)
+	if err = model(err); ctrmodel.KindOf(err) != ctrmodel.Internal {
+		return err
 	}
-	return err
+	kind := ctrmodel.FailedPrecondition
+	// An agent that was killed has been starting it: containerd still clears the directory of that shim away.
+	if text := err.Error(); strings.Contains(text, "failed to start shim: ") && strings.Contains(text, "/io.containerd.runtime.v2.task/") {
+		kind = ctrmodel.Unavailable
+	}
+	return ctrmodel.Errorf(kind, "%w", err)
 }
 
 func (m *machine) spec(c *ctrmodel.Container, image v1.ImageConfig, netNS string, mounts []*containerd.Mount) (spec *specs.Spec, err error) {

@@ -37,6 +37,7 @@ import (
 	"sdvbox/platform/ctrmodel"
 	"sdvbox/platform/ctrnet"
 	"sdvbox/platform/daemon"
+	"sdvbox/platform/grpc"
 	"sdvbox/platform/images"
 	"sdvbox/testing/ctrd"
 )
@@ -781,5 +782,23 @@ func TestRealNetwork(t *testing.T) {
 	r.clean()
 	if left, _ := filepath.Glob(filepath.Join(r.cfg.StateDir, "net", "*", "*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// A start that comes while containerd clears up after one that has been cut off may work later; others may not.
+func TestFailedStartsHaveKinds(t *testing.T) {
+	const dir = "/run/containerd/io.containerd.runtime.v2.task/ns/1"
+	for text, want := range map[string]ctrmodel.Kind{
+		"failed to start shim: mkdir " + dir + ": file exists":                                                                                ctrmodel.Unavailable,
+		"failed to start shim: start failed: open shim log pipe: error creating fifo " + dir + "/log: no such file or directory":              ctrmodel.Unavailable,
+		"failed to start shim: failed to resolve runtime path: runtime \"io.containerd.none.v1\" binary not installed":                        ctrmodel.FailedPrecondition,
+		"failed to create shim task: OCI runtime create failed: exec: \"nothing-there\": executable file not found in $PATH: " + dir + "/log": ctrmodel.FailedPrecondition,
+	} {
+		if got := ctrmodel.KindOf(started(grpc.Errorf(grpc.Unknown, "%s", text))); got != want {
+			t.Errorf("%s: %v, want %v", text, got, want)
+		}
+	}
+	if started(nil) != nil {
+		t.Error("no error is one")
 	}
 }

@@ -503,6 +503,13 @@ func TestStartDuringWhichContainerdIsLostIsRepeated(t *testing.T) {
 	}
 }
 
+func TestStartThatTheEngineRepeatsIsNoFailure(t *testing.T) {
+	f := car()
+	if end := newUpdate(t, f, whole("hvac:2", "navi:second")).run(all); end.Status != "COMPLETED" {
+		t.Errorf("ends with %+v", end)
+	}
+}
+
 func TestContainersMayExchangeTheirPorts(t *testing.T) {
 	for image, want := range map[string]string{"b:2": "COMPLETED", "b:bad": "INCOMPLETE"} {
 		f := newFake()
