@@ -20,7 +20,8 @@ import (
 // fake is an engine that keeps its promises, and can be cut off at any call. What the image of a container is called tells how it
 // behaves: "bad" ends with exit code 1, "once" with 0, "stuck" does not start, "sick" has a health command that fails, "missing" is
 // in no registry, "late" dies when the device is started again, "frail" when another one is started after it, containerd loses the
-// connection when it starts "lost" for the first time, the engine itself tries to start "second" once more, and what is "stubborn" cannot be removed.
+// connection when it starts "lost" for the first time, the engine itself tries to start "second" once more and
+// starts "killed" again, and what is "stubborn" cannot be removed.
 type fake struct {
 	mu    sync.Mutex
 	boxes map[string]*box
@@ -366,6 +367,10 @@ func (f *fake) start(b *box) error {
 		b.State.SetNotStarted("connection lost")
 		f.publish(ctrmodel.ActionStopped, b)
 		return ctrmodel.Errorf(ctrmodel.Unavailable, "connection lost")
+	}
+	if kindOf(b) == "killed" && !b.State.HasProcess() {
+		b.State.SetExited(137, time.Now(), false, "")
+		f.publish(ctrmodel.ActionExited, b)
 	}
 	if kindOf(b) == "second" && !b.State.HasProcess() {
 		b.State.SetNotStarted("no room for now")

@@ -78,12 +78,12 @@ func (w *work) prove(ctx context.Context, a *action, p proof, restarts int64, st
 		if c.ID != a.id() {
 			continue
 		}
-		if a.Once, err = judge(c, a.Steady, restarts); err != nil { // perhaps of a start before the one that has succeeded
-			if c, e := w.Engine.Get(ctx, a.id()); e == nil {
-				a.Once, err = judge(c, a.Steady, restarts)
+		if c.State.Status == ctrmodel.Stopped { // perhaps by a start that was no good, before the one that has succeeded
+			if c, err = w.Engine.Get(ctx, a.id()); err != nil {
+				return "", err
 			}
 		}
-		if err != nil {
+		if a.Once, err = judge(c, a.Steady, restarts); err != nil {
 			return "", err
 		} else if a.Once {
 			return "Container has ended with exit code 0.", nil
