@@ -24,7 +24,7 @@ var suites = []struct {
 	extra string // and why
 }{
 	{pkg: "platform/ocispec", short: "KeepsItsLimits|IsConfined"},
-	{pkg: "platform/containerd", short: "LifeOfAContainer|WantOfMemory"},
+	{pkg: "platform/containerd"},
 	{pkg: "platform/containers", short: "RealNetwork"},
 	{pkg: "platform/ctrlog"},
 	{pkg: "platform/ctrnet"},
