@@ -272,10 +272,11 @@ func (r *rig) terminals(id string) (n int) {
 	return n
 }
 
+// statuses are what has been said, once each: how often one is repeated depends on the time it takes.
 func statuses(list []agents.Feedback) string {
 	var words []string
 	for _, f := range list {
 		words = append(words, f.Status)
 	}
-	return fmt.Sprint(words)
+	return fmt.Sprint(slices.Compact(words))
 }

@@ -90,8 +90,7 @@ func TestUpdates(t *testing.T) {
 		end(r.update("setup", desire(r.component("hvac", "1"), r.component("seats", "1"), r.component("hello-world", "latest")), all, nil), "COMPLETED", "")
 		r.Forget()
 		end(r.update("golden", desire(r.component("hvac", "2"), r.component("seats", "1"), r.component("radio", "1")), all, nil), "COMPLETED", "")
-		want := "[IDENTIFYING IDENTIFIED DOWNLOADING DOWNLOADING DOWNLOAD_SUCCESS UPDATING UPDATING UPDATE_SUCCESS " +
-			"ACTIVATING ACTIVATING ACTIVATING ACTIVATION_SUCCESS CLEANUP_SUCCESS COMPLETED]"
+		want := "[IDENTIFYING IDENTIFIED DOWNLOADING DOWNLOAD_SUCCESS UPDATING UPDATE_SUCCESS ACTIVATING ACTIVATION_SUCCESS CLEANUP_SUCCESS COMPLETED]"
 		if got := statuses(r.said("golden")); got != want {
 			t.Errorf("said %s, want %s", got, want)
 		}
