@@ -5,6 +5,7 @@ package containerd
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -20,15 +21,15 @@ func TestDirectoryInTheWayOfSnapshots(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As left by a containerd that was killed: what the next snapshot is called is there already.
-	dir := d.Dir + "/root/io.containerd.snapshotter.v1.overlayfs/snapshots/"
-	if err := os.MkdirAll(dir+"1/fs", 0o755); err != nil {
+	dir := filepath.Join(d.Dir, "root", "io.containerd.snapshotter.v1.overlayfs", "snapshots")
+	if err := os.MkdirAll(filepath.Join(dir, "1", "fs"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for n := range 2 {
 		if _, err := c.Snapshots.Prepare(t.Context(), fmt.Sprint(n), "", map[string]string{"containerd.io/gc.root": "now"}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Stat(fmt.Sprint(dir, n+1, "/work")); err != nil {
+		if _, err := os.Stat(filepath.Join(dir, fmt.Sprint(n+1), "work")); err != nil {
 			t.Error(err)
 		}
 	}
