@@ -36,7 +36,7 @@ type Client struct {
 type conn struct {
 	grpc      *grpc.Client
 	namespace string
-	making    sync.RWMutex // held to make snapshots; alone to put away what is in the way of them
+	making    sync.Mutex // held to make a snapshot
 }
 
 // New returns a client for a namespace of the containerd that listens on the socket. It connects when it is used.

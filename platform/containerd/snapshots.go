@@ -4,10 +4,6 @@ package containerd
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -75,41 +71,22 @@ func (s Snapshots) View(ctx context.Context, key, parent string, labels map[stri
 }
 
 // create makes a snapshot. If containerd was killed, or lost power, after it had made the directory of one and before it had
-// written that down, it wants to give the same directory to each new snapshot, and fails for ever. That directory is put out of
-// the way; containerd removes it when it next collects garbage.
+// written that down, it wants to give the same directory to the next one, fails, and removes it: then the second attempt works.
+// It removes it when its transaction is over already, so that another snapshot may just have got it; hence one at a time.
 func (s Snapshots) create(ctx context.Context, method string, req *snapshotRequest) ([]*Mount, error) {
-	s.conn.making.RLock()
-	mounts, err := s.mounts(ctx, method, req)
-	s.conn.making.RUnlock()
-	if inTheWay(err) == "" {
-		return mounts, err
-	}
-	s.conn.making.Lock() // somebody else may just have done it: then the directory is that of a good snapshot
+	s.conn.making.Lock()
 	defer s.conn.making.Unlock()
-	mounts, err = s.mounts(ctx, method, req)
-	if dir := inTheWay(err); dir != "" {
-		if rerr := os.Rename(dir, filepath.Join(filepath.Dir(dir), "stale-"+filepath.Base(dir))); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
-			return nil, errors.Join(err, rerr)
-		}
+	mounts, err := s.mounts(ctx, method, req)
+	if inTheWay(err) {
 		mounts, err = s.mounts(ctx, method, req)
 	}
 	return mounts, err
 }
 
-// inTheWay returns the directory of which the failure to make a snapshot says that it is there already: it ends with
-// "rename DIR/new-NUMBER DIR/NUMBER: file exists". Else it returns "".
-func inTheWay(err error) string {
-	if err == nil {
-		return ""
-	}
-	_, names, found := strings.Cut(err.Error(), ": rename ")
-	names, exists := strings.CutSuffix(names, ": "+syscall.EEXIST.Error())
-	from, to, two := strings.Cut(names, " ")
-	dir, name := filepath.Split(to)
-	if !found || !exists || !two || !filepath.IsAbs(to) || !strings.HasPrefix(from, dir+"new-") || strings.Trim(name, "0123456789") != "" {
-		return ""
-	}
-	return to
+// inTheWay reports whether a snapshot could not be made because its directory was there, in containerd's words
+// "rename DIR/new-NUMBER DIR/NUMBER: file exists".
+func inTheWay(err error) bool {
+	return err != nil && strings.Contains(err.Error(), ": rename ") && strings.HasSuffix(err.Error(), ": "+syscall.EEXIST.Error())
 }
 
 // Mounts says how an active snapshot or a view is mounted.
