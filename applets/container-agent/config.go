@@ -423,6 +423,13 @@ func (p *pairs) UnmarshalFlag(text string) error {
 	return nil
 }
 
+// unquoted is the text of a JSON string, and any other value as it is.
+func unquoted(raw []byte) string {
+	text := string(raw)
+	_ = json.Unmarshal(raw, &text) // leaves text as it is if it is none
+	return text
+}
+
 // duration is one with a unit: what a plain number is meant to be, nobody knows.
 type duration time.Duration
 
@@ -430,9 +437,7 @@ func (d duration) String() string { return time.Duration(d).String() }
 
 // UnmarshalConfig implements config.Value.
 func (d *duration) UnmarshalConfig(raw []byte) (odd string, err error) {
-	text := string(raw)
-	_ = json.Unmarshal(raw, &text) // else a number, or nothing that is understood
-	return "", d.UnmarshalFlag(text)
+	return "", d.UnmarshalFlag(unquoted(raw))
 }
 
 // UnmarshalFlag sets d from the command line.
@@ -452,9 +457,7 @@ func (s seconds) String() string { return time.Duration(s).String() }
 
 // UnmarshalConfig implements config.Value.
 func (s *seconds) UnmarshalConfig(raw []byte) (odd string, err error) {
-	text := string(raw)
-	_ = json.Unmarshal(raw, &text) // else a number, or nothing that is understood
-	return "", s.UnmarshalFlag(text)
+	return "", s.UnmarshalFlag(unquoted(raw))
 }
 
 // UnmarshalFlag sets s from the command line.

@@ -25,6 +25,7 @@ import (
 	"sdvbox/platform/cmapi"
 	"sdvbox/platform/ctrmodel"
 	"sdvbox/testing/ctrd"
+	"sdvbox/testing/output"
 )
 
 // rig is an agent on a containerd of its own, with an image that is in an archive.
@@ -34,25 +35,8 @@ type rig struct {
 	config string
 	socket string
 	client *cmapi.Client
-	log    output
+	log    output.Buffer
 	stop   func() error // ends the agent
-}
-
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
 }
 
 func newRig(t *testing.T) *rig {

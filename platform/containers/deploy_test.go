@@ -3,7 +3,6 @@
 package containers
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,13 +12,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/testing/output"
 )
 
 // deployRig is a rig that deploys from the directory it returns.
@@ -466,7 +465,7 @@ func TestDeployTellsWhichFilesItCannotUse(t *testing.T) {
 
 func TestDirectoryOfDescriptorsMayBeALink(t *testing.T) {
 	t.Parallel()
-	var said safeBuffer
+	var said output.Buffer
 	dir := t.TempDir()
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(filepath.Join(dir, "later"), link); err != nil {
@@ -484,24 +483,6 @@ func TestDirectoryOfDescriptorsMayBeALink(t *testing.T) {
 	if n := strings.Count(said.String(), "cannot look for descriptors"); n != 1 {
 		t.Errorf("said %d times that the link leads nowhere:\n%s", n, said.String())
 	}
-}
-
-// safeBuffer is a buffer that several may write to.
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 func TestContainerWithoutItsDescriptor(t *testing.T) {

@@ -3,7 +3,6 @@
 package ctrlog
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,13 +12,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/testing/output"
 )
 
 // shim is a container in a containerd of the test's own.
@@ -133,33 +132,6 @@ func (s *shim) ended(c *Console) {
 	s.ok(c.Close())
 }
 
-// output is a writer to wait at.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) wait(t *testing.T, text string) {
-	t.Helper()
-	got := ""
-	for range 500 {
-		o.mu.Lock()
-		got = o.b.String()
-		o.mu.Unlock()
-		if strings.Contains(got, text) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("got %q, waited for %q", got, text)
-}
-
 // A container with and one without a terminal is typed to, goes on when the agent goes, and is typed to again.
 func TestContainerGoesOnWithoutTheAgent(t *testing.T) {
 	for _, tty := range []bool{false, true} {
@@ -167,9 +139,9 @@ func TestContainerGoesOnWithoutTheAgent(t *testing.T) {
 			s := newShim(t)
 			s.cfg.Stdin, s.cfg.TTY = true, tty
 			c := New(s.cfg)
-			attach := func(c *Console) (*io.PipeWriter, *output, chan error) {
+			attach := func(c *Console) (*io.PipeWriter, *output.Buffer, chan error) {
 				in, typed := io.Pipe()
-				out, ended, ready := &output{}, make(chan error, 1), make(chan struct{})
+				out, ended, ready := new(output.Buffer), make(chan error, 1), make(chan struct{})
 				go func() {
 					ended <- c.Attach(s.ctx, ctrmodel.Streams{Stdin: in, Stdout: out}, func() { close(ready) })
 				}()
@@ -179,7 +151,7 @@ func TestContainerGoesOnWithoutTheAgent(t *testing.T) {
 			typed, out, ended := attach(c)
 			go io.WriteString(typed, "first\n") // before there is a process
 			s.run(c, `while read line; do test $line = end && exit 0; echo "got $line"; test $line = first && for i in 1 2 3 4 5; do busybox sleep 0.1; echo $i; done; done; exit 1`)
-			out.wait(t, "got first")
+			out.Wait(t, "got first")
 			c.Leave()
 			if err := <-ended; ctrmodel.KindOf(err) != ctrmodel.Unavailable {
 				t.Error(err)
@@ -191,7 +163,7 @@ func TestContainerGoesOnWithoutTheAgent(t *testing.T) {
 			s.ok(err)
 			typed, out, ended = attach(c)
 			go io.WriteString(typed, "second\n")
-			out.wait(t, "got second")
+			out.Wait(t, "got second")
 			go io.WriteString(typed, "end\n")
 			s.ended(c)
 			if err := <-ended; err != nil {

@@ -3,7 +3,6 @@
 package manager
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -24,6 +23,7 @@ import (
 	"sdvbox/platform/schema"
 	"sdvbox/testing/agents"
 	"sdvbox/testing/broker"
+	"sdvbox/testing/output"
 )
 
 const patience = 30 * time.Second
@@ -38,27 +38,10 @@ type rig struct {
 	stop   func() // ends the manager, which has to be alive
 	abort  func() // ends it in any case
 	reboot chan struct{}
-	log    *safeBuffer
+	log    *output.Buffer
 
 	journal *durable.Journal
 	ended   chan error // of the manager
-}
-
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // start starts a broker and a manager for two domains, as changed by the test.
@@ -72,7 +55,7 @@ func start(t *testing.T, change func(*Config)) *rig {
 // prepare starts the broker only.
 func prepare(t *testing.T, change func(*Config)) *rig {
 	t.Helper()
-	r := &rig{t: t, broker: broker.Start(t, broker.Options{}), dir: t.TempDir(), reboot: make(chan struct{}, 10), log: new(safeBuffer)}
+	r := &rig{t: t, broker: broker.Start(t, broker.Options{}), dir: t.TempDir(), reboot: make(chan struct{}, 10), log: new(output.Buffer)}
 	r.cfg = Config{
 		Domain: "vehicle",
 		Agents: map[string]orchestrator.Agent{

@@ -3,7 +3,6 @@
 package mqttbus
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,45 +11,18 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"sdvbox/testing/broker"
+	"sdvbox/testing/output"
 )
 
 const topic = "vehicle/test"
 
-// journal is a log that tests can read while it is written.
-type journal struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.String()
-}
-
-func (j *journal) wait(t *testing.T, text string) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(j.String(), text); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("log does not say %q:\n%s", text, j)
-		}
-	}
-}
-
-func connect(t *testing.T, cfg Config, o Options) (*Bus, *journal) {
+func connect(t *testing.T, cfg Config, o Options) (*Bus, *output.Buffer) {
 	t.Helper()
 	if cfg.ClientID == "" {
 		cfg.ClientID = "tested"
@@ -58,7 +30,7 @@ func connect(t *testing.T, cfg Config, o Options) (*Bus, *journal) {
 	if o.Subscriptions == nil {
 		o.Subscriptions = []string{topic}
 	}
-	log := new(journal)
+	log := new(output.Buffer)
 	b, err := Connect(t.Context(), cfg, slog.New(slog.NewTextHandler(log, nil)), o)
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +109,7 @@ func TestBrokerMayComeLate(t *testing.T) {
 	br := broker.Start(t, broker.Options{})
 	br.Stop()
 	b, log := connect(t, Config{Broker: br.Addr}, Options{})
-	log.wait(t, "cannot connect")
+	log.Wait(t, "cannot connect")
 	if err := b.Publish(t.Context(), topic, false, nil); !errors.Is(err, ErrDown) {
 		t.Errorf("publish without a broker: %v, want %v", err, ErrDown)
 	}
@@ -275,7 +247,7 @@ func TestRefusalIsExplained(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, log := connect(t, test.cfg, Options{})
-			log.wait(t, test.want)
+			log.Wait(t, test.want)
 			if strings.Contains(log.String(), "secret") {
 				t.Errorf("the log has the password:\n%s", log)
 			}
@@ -292,7 +264,7 @@ func TestPasswordMayComeLate(t *testing.T) {
 	br := broker.Start(t, broker.Options{User: "vehicle", Password: "secret"})
 	file := filepath.Join(t.TempDir(), "password")
 	b, log := connect(t, Config{Broker: br.URL(), User: "vehicle", PasswordFile: file}, Options{})
-	log.wait(t, "no such file")
+	log.Wait(t, "no such file")
 	if err := os.WriteFile(file, []byte("secret"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -332,7 +304,7 @@ func TestPublishGivesUpOnABrokerThatDoesNotAnswer(t *testing.T) {
 		t.Errorf("publish to a frozen broker: %v, want %v", err, ErrDown)
 	}
 	next(t, b, Down)
-	log.wait(t, "cannot connect to the bus")
+	log.Wait(t, "cannot connect to the bus")
 	if d := time.Since(began); d > timeout/2 {
 		t.Errorf("it takes %s to notice that the broker lets nobody in", d)
 	}
@@ -357,7 +329,7 @@ func TestTwoClientsOfOneSessionAreToldSo(t *testing.T) {
 	b, log := connect(t, Config{Broker: br.URL()}, Options{})
 	next(t, b, Up)
 	connect(t, Config{Broker: br.URL()}, Options{})
-	log.wait(t, "is there another client with the id")
+	log.Wait(t, "is there another client with the id")
 }
 
 // An access list of mosquitto does not refuse subscriptions; other brokers do.
