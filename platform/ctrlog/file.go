@@ -79,10 +79,16 @@ func wholeLines(f *os.File) (int64, error) {
 	return 0, err
 }
 
-// cut throws away what comes after a size.
+// cut throws away what comes after a size. No agent has written down one in the middle of a line; nothing is lost for it.
 func (l *logFile) cut(size int64) error {
 	if size < 0 || size >= l.size {
 		return nil
+	}
+	if size > 0 {
+		var last [1]byte
+		if _, err := l.f.ReadAt(last[:], size-1); err != nil || last[0] != '\n' {
+			return err
+		}
 	}
 	l.size = size
 	return l.f.Truncate(size)

@@ -157,6 +157,7 @@ const maxStatus = 2 << 10
 
 // encodeMessage makes a status message fit into a header.
 func encodeMessage(s string) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) > maxStatus {
 		n := maxStatus
 		for n > 0 && !utf8.RuneStart(s[n]) {

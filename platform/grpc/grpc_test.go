@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 type message struct {
@@ -1019,12 +1020,22 @@ func FuzzReadMessage(f *testing.F) {
 
 func FuzzMessageOfAStatus(f *testing.F) {
 	f.Add("a%20b%")
+	f.Add(strings.Repeat("ä", maxStatus))
+	f.Add(strings.Repeat("\x91", maxStatus))
 	f.Fuzz(func(t *testing.T, s string) {
 		encoded := encodeMessage(s)
 		if strings.ContainsFunc(encoded, func(c rune) bool { return c < ' ' || c > '~' }) {
 			t.Fatalf("%q does not fit into a header", encoded)
 		}
-		if got := decodeMessage(encoded); got != strings.ToValidUTF8(s, "\uFFFD") {
+		want, got := strings.ToValidUTF8(s, "\uFFFD"), decodeMessage(encoded)
+		if len(want) > maxStatus { // of what is too long, all but perhaps a part of a character
+			short, cut := strings.CutSuffix(got, "…")
+			if !cut || len(short) <= maxStatus-utf8.UTFMax || len(short) > maxStatus {
+				t.Fatalf("%d bytes became %q", len(want), got)
+			}
+			want, got = want[:len(short)], short
+		}
+		if got != want {
 			t.Fatalf("%q became %q", s, got)
 		}
 		decodeMessage(s)
