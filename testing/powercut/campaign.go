@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -33,6 +34,7 @@ var phaseNames = [phaseCount]string{"download", "install", "activate", "first bo
 type result struct {
 	number   int
 	phase    int
+	share    float64       // of the length of the phase, after which the power is cut
 	after    time.Duration // since the phase began
 	progress string        // last feedback before
 	slot     string        // that booted after the cut, with what
@@ -45,8 +47,8 @@ type result struct {
 
 type results []result
 
-// campaign updates a vehicle back and forth, n times, and kills QEMU once in each update.
-func (l *lab) campaign(ctx context.Context, n int, seed uint64) (results, error) {
+// campaign updates a vehicle back and forth and kills QEMU n times: in each update once, or in each of so many phases once.
+func (l *lab) campaign(ctx context.Context, n, each int, seed uint64) (results, error) {
 	factory, err := l.factory(ctx, nil)
 	if err != nil {
 		return nil, err
@@ -63,7 +65,7 @@ func (l *lab) campaign(ctx context.Context, n int, seed uint64) (results, error)
 		lab: l, ctx: ctx, rng: rand.New(rand.NewPCG(seed, 0)), current: oldVersion,
 		machine: machine(disk, filepath.Join(l.dir, serialFile)),
 		// Measured on two cores without KVM; the campaign goes on to measure.
-		length: [phaseCount]time.Duration{5 * time.Second, 10 * time.Second, time.Second, 12 * time.Second},
+		length: [phaseCount]time.Duration{5 * time.Second, 5 * time.Second, 500 * time.Millisecond, 12 * time.Second},
 	}
 	defer c.kill()
 	if c.intact, err = c.reference(factory); err != nil {
@@ -74,11 +76,13 @@ func (l *lab) campaign(ctx context.Context, n int, seed uint64) (results, error)
 	}
 	var all results
 	failures := 0
-	for i := range n {
-		r := c.update(i)
-		all = append(all, r)
-		l.logf("cut %d: %s", r.number, r)
-		if r.err != nil {
+	for len(all) < n {
+		rs, err := c.update(len(all), min(each, n-len(all)))
+		all = append(all, rs...)
+		for _, r := range rs {
+			l.logf("cut %d: %s", r.number, r)
+		}
+		if err != nil {
 			failures++
 			if ctx.Err() != nil {
 				break
@@ -95,7 +99,7 @@ func (l *lab) campaign(ctx context.Context, n int, seed uint64) (results, error)
 		}
 	}
 	if failures > 0 {
-		return all, fmt.Errorf("%d of %d cuts have failed", failures, len(all))
+		return all, fmt.Errorf("%d updates with %d cuts have failed", failures, each)
 	}
 	return all, nil
 }
@@ -107,7 +111,9 @@ type campaign struct {
 	rng     *rand.Rand
 	machine vehicle.Machine
 	intact  *reference
-	current string // version that runs
+	current string  // version that runs
+	target  string  // version that shall
+	first   *result // cut of its first boot that is to come, or nil
 	length  [phaseCount]time.Duration
 	vm      *vehicle.VM
 	driver  *ota.Driver
@@ -149,50 +155,74 @@ func (c *campaign) connect() (err error) {
 
 // boot switches the vehicle on and waits until it can be updated.
 func (c *campaign) boot() (booted, error) {
+	began := time.Now()
 	if err := c.start(); err != nil {
 		return booted{}, err
 	}
 	b, err := watch(c.ctx, c.vm)
-	if err == nil {
-		err = c.connect()
+	if err != nil {
+		return b, err
 	}
-	return b, err
+	c.length[inConfirm] = time.Since(began)
+	return b, c.connect()
 }
 
-// update makes one update with one cut.
-func (c *campaign) update(number int) result {
-	// One phase after the other, in the next round of updates the other way.
-	r := result{number: number, phase: (number + number/phaseCount) % phaseCount}
+// update makes one update with n cuts, each in another phase.
+func (c *campaign) update(first, n int) (results, error) {
+	cuts := make(results, n)
+	for i := range cuts {
+		number := first + i
+		cuts[i] = result{
+			number: number,
+			// One phase after the other, in the next round of updates the other way.
+			phase: (number + number/phaseCount) % phaseCount,
+			// A quarter longer than the phase: the moment between success and the next command counts, too.
+			share: 1.25 * c.rng.Float64(),
+		}
+	}
 	c.ends = nil
-	target := newVersion
+	c.target = newVersion
 	if c.current == newVersion {
-		target = oldVersion
+		c.target = oldVersion
 	}
-	// A quarter longer than the phase: the moment between success and the next command counts, too.
-	share := 1.25 * c.rng.Float64()
-	if r.err = c.run(&r, target, share); r.err == nil {
-		c.current = target
+	err := c.run(cuts)
+	if err != nil {
+		cuts[n-1].err = err
+		return cuts, err
 	}
-	return r
+	c.current = c.target
+	return cuts, nil
 }
 
-func (c *campaign) run(r *result, target string, share float64) error {
-	id := fmt.Sprintf("cut-%d", r.number)
+// in is the cut in a phase, or nil.
+func (rs results) in(phase int) *result {
+	for i := range rs {
+		if rs[i].phase == phase {
+			return &rs[i]
+		}
+	}
+	return nil
+}
+
+func (c *campaign) run(cuts results) error {
+	c.first = cuts.in(inConfirm)
+	id := fmt.Sprintf("cut-%d", cuts[0].number)
 	ctx, cancel := context.WithTimeout(c.ctx, 10*time.Minute)
 	defer cancel()
-	if err := unless(c.driver.Update(ctx, id, target, c.bundle(target))); err != nil {
+	if err := unless(c.driver.Update(ctx, id, c.target, c.bundle(c.target))); err != nil {
 		return fmt.Errorf("desired state: %w", err)
 	}
 	for p, command := range []string{updateproto.CommandDownload, updateproto.CommandUpdate, updateproto.CommandActivate} {
 		began := time.Now()
-		if p != r.phase {
+		r := cuts.in(p)
+		if r == nil {
 			if err := c.step(ctx, id, command); err != nil {
 				return err
 			}
 			c.length[p] = time.Since(began)
 			continue
 		}
-		until, cancel := context.WithTimeout(ctx, time.Duration(share*float64(c.length[p])))
+		until, cancel := context.WithTimeout(ctx, time.Duration(r.share*float64(c.length[p])))
 		err := c.step(until, id, command)
 		if until.Err() == nil && err != nil {
 			cancel()
@@ -212,15 +242,15 @@ func (c *campaign) run(r *result, target string, share float64) error {
 	if err != nil {
 		return err
 	}
-	if running != target {
-		if err := c.reboot(r, share); err != nil {
+	if running != c.target {
+		if err := c.reboot(); err != nil {
 			return err
 		}
 	}
 	if err := c.step(ctx, id, updateproto.CommandCleanup); err != nil {
 		return err
 	}
-	return c.check(ctx, r, target)
+	return c.check(ctx, cuts)
 }
 
 // step sends a command and waits for its success.
@@ -232,27 +262,31 @@ func (c *campaign) step(ctx context.Context, id, command string) error {
 }
 
 // reboot starts the new version for the first time.
-func (c *campaign) reboot(r *result, share float64) error {
+func (c *campaign) reboot() error {
 	c.driver.Close()
 	c.driver = nil
 	if err := reset(c.ctx, c.vm); err != nil {
 		return err
 	}
+	if c.first != nil {
+		return c.cutFirst()
+	}
+	_, err := c.boot()
+	return err
+}
+
+// cutFirst starts the new version and cuts its first boot.
+func (c *campaign) cutFirst() error {
+	r := c.first
+	c.first = nil
 	began := time.Now()
 	if err := c.start(); err != nil {
 		return err
 	}
-	if r.phase != inConfirm {
-		if _, err := watch(c.ctx, c.vm); err != nil {
-			return err
-		}
-		c.length[inConfirm] = time.Since(began)
-		return c.connect()
-	}
 	select {
 	case <-c.ctx.Done():
 		return c.ctx.Err()
-	case <-time.After(time.Duration(share * float64(c.length[inConfirm]))):
+	case <-time.After(time.Duration(r.share * float64(c.length[inConfirm]))):
 	}
 	r.after, r.progress = time.Since(began), bootProgress(c.vm.Output())
 	return c.cut(r)
@@ -279,6 +313,12 @@ func (c *campaign) cut(r *result) error {
 	}
 	if len(v.faults) > 0 {
 		return fmt.Errorf("after the cut: %q", v.faults)
+	}
+	if c.first != nil && v.version == c.target { // it was switched to before the cut
+		first := c.first
+		err := c.cutFirst()
+		r.slot, r.version, r.back = first.slot, first.version, first.back
+		return err
 	}
 	began := time.Now()
 	b, err := c.boot()
@@ -317,22 +357,28 @@ func (c *campaign) judge() (*verdict, error) {
 }
 
 // check looks at what the update has come to.
-func (c *campaign) check(ctx context.Context, r *result, target string) error {
-	var err error
-	if r.runs, err = c.driver.Version(ctx); err != nil {
+func (c *campaign) check(ctx context.Context, cuts results) error {
+	runs, err := c.driver.Version(ctx)
+	if err != nil {
 		return err
 	}
 	if len(c.ends) != 1 {
 		return fmt.Errorf("%d terminal statuses: %q", len(c.ends), c.ends)
 	}
-	if r.end = c.ends[0]; r.end != updateproto.StatusComplete || r.runs != target {
-		return fmt.Errorf("the update to version %s has ended with %s, version %s runs", target, r.end, r.runs)
+	if c.first != nil {
+		return errors.New("the first boot has not been cut")
+	}
+	for i := range cuts {
+		cuts[i].end, cuts[i].runs = c.ends[0], runs
+	}
+	if c.ends[0] != updateproto.StatusComplete || runs != c.target {
+		return fmt.Errorf("the update to version %s has ended with %s, version %s runs", c.target, c.ends[0], runs)
 	}
 	v, err := c.judge()
 	if err != nil {
 		return err
 	}
-	if len(v.faults) > 0 || v.version != target {
+	if len(v.faults) > 0 || v.version != c.target {
 		return fmt.Errorf("at the end version %s would boot, faults %q", v.version, v.faults)
 	}
 	return c.settled(c.machine.Disk, v.boots)

@@ -57,7 +57,7 @@ func run(ctx context.Context) error {
 	}
 	defer l.close()
 	if !*all {
-		results, err := l.campaign(ctx, *n, *seed)
+		results, err := l.campaign(ctx, *n, 1, *seed)
 		results.print(os.Stdout)
 		return err
 	}

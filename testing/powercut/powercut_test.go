@@ -31,8 +31,8 @@ func long(t *testing.T) {
 	}
 }
 
-func testCampaign(t *testing.T, n int, seed uint64) {
-	all, err := newTestLab(t, t.TempDir()).campaign(t.Context(), n, seed)
+func testCampaign(t *testing.T, n, each int, seed uint64) {
+	all, err := newTestLab(t, t.TempDir()).campaign(t.Context(), n, each, seed)
 	var table strings.Builder
 	all.print(&table)
 	t.Logf("seed %d\n%s", seed, table.String())
@@ -41,13 +41,13 @@ func testCampaign(t *testing.T, n int, seed uint64) {
 	}
 }
 
-// One cut while the bundle is downloaded, one while it is installed, one while it is activated, and one in the first boot. The
-// seed puts them well inside.
-func TestKilledVehicleEndsItsUpdate(t *testing.T) { testCampaign(t, phaseCount, 1655) }
+// One update is cut while its bundle is downloaded, while it is installed, while it is activated, and in its first boot. The seed
+// puts the cuts well inside.
+func TestKilledVehicleEndsItsUpdate(t *testing.T) { testCampaign(t, phaseCount, phaseCount, 2002) }
 
 func TestKilledVehicleEndsItsUpdateEachTime(t *testing.T) {
 	long(t)
-	testCampaign(t, 32, 2)
+	testCampaign(t, 32, 1, 2)
 }
 
 func TestNoCutOfAnUpdateDoesHarm(t *testing.T) {
