@@ -96,20 +96,21 @@ demo: modules ## update a virtual vehicle from nothing; KEEP=1 leaves it running
 test: modules ## run all tests, with real brokers, RAUC and virtual vehicles
 	go run ./testing/host test vehicle
 	$(MAKE) --no-print-directory test-parts
-	$(MAKE) --no-print-directory -j 2 test-lives test-vehicles
+	$(MAKE) --no-print-directory -j 2 test-first-life test-second-life test-vehicles fuzz
 
 # A virtual vehicle keeps one processor busy. The lives of vehicles have deadlines; whatever runs beside them gives way.
 suite  = $(root) env SDVBOX_REQUIRE=1 go test $(TESTFLAGS)
 beside = 2>&1 | sed -u 's/^/| /'
 
-.PHONY: test-lives test-parts test-vehicles
+.PHONY: test-parts test-first-life test-second-life test-vehicles
 test-parts: modules
 	$(suite) -timeout 20m $$(go list ./... | grep -vE '/testing/(e2e|powercut|rescue|vehicle)$$')
-test-lives: modules
-	$(suite) -timeout 30m ./testing/e2e
+test-first-life: modules
+	$(suite) -timeout 30m -run FirstLife ./testing/e2e
+test-second-life: modules
+	$(suite) -timeout 30m -skip FirstLife ./testing/e2e
 test-vehicles: modules
 	nice -n 19 $(suite) -timeout 20m -p 1 ./testing/powercut ./testing/rescue ./testing/vehicle $(beside)
-	$(MAKE) --no-print-directory fuzz
 
 .PHONY: test-long
 test-long: modules ## also run what takes hours: exhaustive power cuts, watchdog, a thousand updates, other versions of containerd

@@ -8,7 +8,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -31,16 +30,19 @@ var long = os.Getenv("SDVBOX_LONG") == "1"
 // required is nothing skipped for want of something.
 var required = os.Getenv("SDVBOX_REQUIRE") == "1"
 
-// parts are what the story needs besides the vehicle.
+// parts are what every life needs.
 type parts struct {
 	factory string // disk with version 1
 	layout  vehicle.Layout
-	one     string // bundle of version 1
-	two     string // of version 2, which has faults on demand
-	panics  string // of a system without init
-	tests   string // disk with tests that run in the vehicle
+	two     string // bundle of version 2, which has faults on demand
 	// Images of the container of the documentation's message.
 	old, latest *ctragent.Image
+}
+
+// bundles are those that only the first life needs.
+type bundles struct {
+	one    string // bundle of version 1
+	panics string // of a system without init
 	// Bundles that must be refused.
 	stranger, other, short, damaged, huge, small string
 }
@@ -71,28 +73,63 @@ func two() vehicle.Image {
 	}}
 }
 
-// build makes the parts.
-func build(ctx context.Context, t *testing.T) parts {
+// builder makes what lives need, or ends the test.
+type builder struct {
+	*vehicle.Builder
+	t *testing.T
+}
+
+func newBuilder(t *testing.T) builder {
 	t.Helper()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	requireRoot(t)
 	b, err := vehicle.NewBuilder()
-	must(err)
+	if err != nil {
+		t.Fatal(err)
+	}
 	b.Logf = t.Logf
-	image := func(i vehicle.Image) string {
-		path, err := b.Image(ctx, i)
-		must(err)
-		return path
+	return builder{b, t}
+}
+
+func (b builder) must(err error) {
+	b.t.Helper()
+	if err != nil {
+		b.t.Fatal(err)
 	}
-	bundle := func(d vehicle.Bundle) string {
-		path, err := b.Bundle(ctx, d)
-		must(err)
-		return path
-	}
+}
+
+func (b builder) image(i vehicle.Image) string {
+	b.t.Helper()
+	path, err := b.Image(b.t.Context(), i)
+	b.must(err)
+	return path
+}
+
+func (b builder) bundle(d vehicle.Bundle) string {
+	b.t.Helper()
+	path, err := b.Bundle(b.t.Context(), d)
+	b.must(err)
+	return path
+}
+
+func (b builder) parts() (p parts) {
+	b.t.Helper()
+	ctx := b.t.Context()
+	disk := vehicle.Disk{A: b.image(vehicle.Image{Version: "1"})}
+	var err error
+	p.factory, err = b.Disk(ctx, disk)
+	b.must(err)
+	p.layout, err = b.Layout(disk)
+	b.must(err)
+	p.two = b.bundle(vehicle.Bundle{Image: b.image(two()), Version: "2"})
+	p.old, err = b.Hello(ctx, "old")
+	b.must(err)
+	p.latest, err = b.Hello(ctx, "latest")
+	b.must(err)
+	return p
+}
+
+func (b builder) bundles() (all bundles) {
+	b.t.Helper()
 	// What is refused before anything is written needs no system inside. The builder links images, so these are in its cache.
 	blank := func(name string, noise, size int64) string {
 		path := filepath.Join(b.Cache, name)
@@ -101,73 +138,51 @@ func build(ctx context.Context, t *testing.T) parts {
 		}
 		data := make([]byte, noise)
 		rand.NewChaCha8([32]byte{}).Read(data)
-		must(os.WriteFile(path+".tmp", data, 0o644))
-		must(os.Truncate(path+".tmp", size))
-		must(os.Rename(path+".tmp", path))
+		b.must(os.WriteFile(path+".tmp", data, 0o644))
+		b.must(os.Truncate(path+".tmp", size))
+		b.must(os.Rename(path+".tmp", path))
 		return path
 	}
-	edit := func(name, from string, f func([]byte) []byte) string {
-		data, err := os.ReadFile(from)
-		must(err)
-		path := filepath.Join(t.TempDir(), name)
-		must(os.WriteFile(path, f(data), 0o644))
-		return path
-	}
-	base := image(vehicle.Image{Version: "1"})
 	small := blank("e2e-small.img", 1<<20, 1<<20)
-	p := parts{
-		one:      bundle(vehicle.Bundle{Image: base, Version: "1"}),
-		two:      bundle(vehicle.Bundle{Image: image(two()), Version: "2"}),
-		stranger: bundle(vehicle.Bundle{Image: small, Version: "2", Stranger: true}),
-		other:    bundle(vehicle.Bundle{Image: small, Version: "2", Compatible: "toaster"}),
-		huge:     bundle(vehicle.Bundle{Image: blank("e2e-huge.img", 1<<20, vehicle.DefaultSlotSize+1<<20), Version: "2"}),
-		small:    bundle(vehicle.Bundle{Image: small, Version: "7"}),
-		panics: bundle(vehicle.Bundle{Version: "2-panic", Image: image(vehicle.Image{Version: "2-panic", Files: map[string]vehicle.File{
+	all = bundles{
+		one:      b.bundle(vehicle.Bundle{Image: b.image(vehicle.Image{Version: "1"}), Version: "1"}),
+		stranger: b.bundle(vehicle.Bundle{Image: small, Version: "2", Stranger: true}),
+		other:    b.bundle(vehicle.Bundle{Image: small, Version: "2", Compatible: "toaster"}),
+		huge:     b.bundle(vehicle.Bundle{Image: blank("e2e-huge.img", 1<<20, vehicle.DefaultSlotSize+1<<20), Version: "2"}),
+		small:    b.bundle(vehicle.Bundle{Image: small, Version: "7"}),
+		panics: b.bundle(vehicle.Bundle{Version: "2-panic", Image: b.image(vehicle.Image{Version: "2-panic", Files: map[string]vehicle.File{
 			"etc": {Remove: true}, "usr": {Remove: true}, "var": {Remove: true},
 		}})}),
 	}
-	p.short = edit("short", p.small, func(data []byte) []byte { return data[:len(data)*3/4] })
-	p.damaged = edit("damaged", p.small, func(data []byte) []byte {
+	edit := func(name string, f func([]byte) []byte) string {
+		data, err := os.ReadFile(all.small)
+		b.must(err)
+		path := filepath.Join(b.t.TempDir(), name)
+		b.must(os.WriteFile(path, f(data), 0o644))
+		return path
+	}
+	all.short = edit("short", func(data []byte) []byte { return data[:len(data)*3/4] })
+	all.damaged = edit("damaged", func(data []byte) []byte {
 		data[len(data)/2] ^= 1
 		return data
 	})
-	p.old, err = b.Hello(ctx, "old")
-	must(err)
-	p.latest, err = b.Hello(ctx, "latest")
-	must(err)
-	p.tests = buildSuite(ctx, t)
-	disk := vehicle.Disk{A: base}
-	p.factory, err = b.Disk(ctx, disk)
-	must(err)
-	p.layout, err = b.Layout(disk)
-	must(err)
-	return p
+	return all
 }
 
-func TestLifeOfAVehicle(t *testing.T) {
-	requireRoot(t)
-	begin := time.Now()
-	p := build(t.Context(), t)
-	t.Logf("built in %.0f s", time.Since(begin).Seconds())
-	t.Run("First", func(t *testing.T) {
-		firstLife(newCar(t, p), newOrigin(t, p.latest), p)
-	})
-	t.Run("Second", func(t *testing.T) {
-		secondLife(newCar(t, p), newOrigin(t, p.old, p.latest), p)
-	})
-}
-
-// firstLife goes from the factory through bad bundles and a system that panics to a good update and back, and ends in the
+// The first life goes from the factory through bad bundles and a system that panics to a good update and back, and ends in the
 // rescue system.
-func firstLife(c *car, o *origin, p parts) {
+func TestFirstLife(t *testing.T) {
+	b := newBuilder(t)
+	p, all := b.parts(), b.bundles()
+	c, o := newCar(t, p), newOrigin(t, p.latest)
 	c.start()
 	c.step("ANewVehicleConfirmsItsFirstSlot", func() {
 		c.grub("SDV_A (first)")
 		c.isNew(c.up("SDV_A", "1"))
 	})
-	c.step("BadBundlesAreRefusedForTheRightReason", func() { c.badBundles(o, p) })
+	c.step("BadBundlesAreRefusedForTheRightReason", func() { c.badBundles(o, p, all) })
 	c.step("MalformedMessagesAreAnsweredOrLogged", c.malformed)
-	c.step("ADownloadGoesOnWhereTheServerDied", func() { c.dyingServer(o, p.panics, "2-panic") })
+	c.step("ADownloadGoesOnWhereTheServerDied", func() { c.dyingServer(o, all.panics, "2-panic") })
 	c.step("AKernelThatPanicsIsGivenUpAfterThreeStarts", c.panics)
 	c.step("TheTutorialWorksAsPrinted", func() { c.tutorial(o, p.two, "2") })
 	c.step("TheNewSystemIsConfirmed", func() {
@@ -175,7 +190,7 @@ func firstLife(c *car, o *origin, p parts) {
 		c.grub("SDV_B (first)")
 		c.updated(c.up("SDV_B", "2"))
 	})
-	c.step("TheNextUpdateGoesBackToTheFirstSlotByHand", func() { c.byHand("back", "1", o.offer("one", file{path: p.one})) })
+	c.step("TheNextUpdateGoesBackToTheFirstSlotByHand", func() { c.byHand("back", "1", o.offer("one", file{path: all.one})) })
 	c.step("OneMessageUpdatesTheWholeVehicle", func() { c.asOne(o, "whole", "2", o.offer("two", file{path: p.two}), "SDV_B") })
 	c.step("WithoutAGoodSlotTheRescueSystemStarts", func() {
 		c.run("rauc status mark-bad rootfs.0")
@@ -189,9 +204,11 @@ func firstLife(c *car, o *origin, p parts) {
 	}
 }
 
-// secondLife is one of updates that start and then do not prove themselves.
-func secondLife(c *car, o *origin, p parts) {
-	c.watched, c.second = long, p.tests
+// The second life is one of updates that start and then do not prove themselves.
+func TestSecondLife(t *testing.T) {
+	p := newBuilder(t).parts()
+	c, o := newCar(t, p), newOrigin(t, p.old, p.latest)
+	c.watched, c.second = long, buildSuite(t)
 	c.start()
 	c.up("SDV_A", "1")
 	c.step("AContainerIsMadeByHand", func() { c.makes(o, "old") })
@@ -245,18 +262,18 @@ func (c *car) isNew(s status) {
 }
 
 // badBundles tries bundles that must be refused. Each time the running slot stays the next one.
-func (c *car) badBundles(o *origin, p parts) {
+func (c *car) badBundles(o *origin, p parts, all bundles) {
 	for _, bad := range []struct {
 		name, bundle, status string
 		says                 string
 		before, after        string
 	}{
-		{name: "stranger", bundle: p.stranger, status: "UPDATE_FAILURE", says: "signature verification failed"},
-		{name: "compatible", bundle: p.other, status: "UPDATE_FAILURE", says: `the bundle is for "toaster"`},
-		{name: "short", bundle: p.short, status: "UPDATE_FAILURE", says: "cut short"},
-		{name: "damaged", bundle: p.damaged, status: "UPDATE_FAILURE", says: "Input/output error"},
-		{name: "huge", bundle: p.huge, status: "UPDATE_FAILURE", says: "Slot (335544320 bytes) is too small for image"},
-		{name: "version", bundle: p.small, status: "UPDATE_FAILURE", says: "Bundle version does not match version in desired state request."},
+		{name: "stranger", bundle: all.stranger, status: "UPDATE_FAILURE", says: "signature verification failed"},
+		{name: "compatible", bundle: all.other, status: "UPDATE_FAILURE", says: `the bundle is for "toaster"`},
+		{name: "short", bundle: all.short, status: "UPDATE_FAILURE", says: "cut short"},
+		{name: "damaged", bundle: all.damaged, status: "UPDATE_FAILURE", says: "Input/output error"},
+		{name: "huge", bundle: all.huge, status: "UPDATE_FAILURE", says: "Slot (335544320 bytes) is too small for image"},
+		{name: "version", bundle: all.small, status: "UPDATE_FAILURE", says: "Bundle version does not match version in desired state request."},
 		{name: "absent", status: "DOWNLOAD_FAILURE", says: "404 Not Found"},
 		{name: "full", bundle: p.two, status: "DOWNLOAD_FAILURE", says: "not enough space in /data/selfupdates: needs " + size(p.two) + " bytes, has ",
 			before: "fallocate -l $(($(df --output=avail -B1 /data | tail -n 1) - 32000000)) /data/filler", after: "rm /data/filler"},

@@ -38,7 +38,7 @@ var suites = []struct {
 // The vehicle has no compiler: what those tests build has been built.
 var (
 	built   = []string{"sdvbox", "sdvbox/testing/fields/probe"}
-	builder = `#!/bin/sh
+	builtGo = `#!/bin/sh
 while [ $# -gt 1 ]; do [ "$1" != -o ] || out=$2; shift; done
 exec cp ` + suiteDir + `/built/"${1##*/}" "$out"
 `
@@ -48,8 +48,9 @@ exec cp ` + suiteDir + `/built/"${1##*/}" "$out"
 var tools = []string{"busybox", "crun", "docker-registry", "nft"}
 
 // buildSuite makes a disk with the tests.
-func buildSuite(ctx context.Context, t *testing.T) string {
+func buildSuite(t *testing.T) string {
 	t.Helper()
+	ctx := t.Context()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -80,7 +81,7 @@ func buildSuite(ctx context.Context, t *testing.T) string {
 	}
 	if long {
 		run("go", append([]string{"build", "-ldflags=-s -w", "-o", filepath.Join(root, "built") + "/"}, built...)...)
-		must(os.WriteFile(filepath.Join(root, "bin/go"), []byte(builder), 0o755))
+		must(os.WriteFile(filepath.Join(root, "bin/go"), []byte(builtGo), 0o755))
 	}
 	for _, name := range tools {
 		addTool(t, root, name)
