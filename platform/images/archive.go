@@ -89,12 +89,16 @@ func (s *Store) openArchive(file string) (*archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	if magic := make([]byte, 2); info.Size() > 2 {
-		if _, err := f.ReadAt(magic, 0); err == nil && string(magic) == "\x1f\x8b" {
-			if f, err = s.gunzip(f); err != nil {
-				return nil, err
-			}
+	magic := make([]byte, 4)
+	n, _ := f.ReadAt(magic, 0)
+	switch magic := string(magic[:n]); {
+	case strings.HasPrefix(magic, "\x1f\x8b"):
+		if f, err = s.gunzip(f); err != nil {
+			return nil, err
 		}
+	case magic == "\x28\xb5\x2f\xfd":
+		f.Close()
+		return nil, unusable("it is compressed with zstd; of archives only those that are not compressed, or with gzip, are read")
 	}
 	if _, err = f.Seek(0, io.SeekStart); err == nil {
 		a.FS, err = newTarFS(f)

@@ -503,6 +503,7 @@ func TestArchivesThatAreWrongLeaveNothing(t *testing.T) {
 	blob := func(d digests.Digest) string { return "/blobs/sha256/" + d.Encoded() }
 	app := digests.FromBytes(newLayer("app", 3<<20, 5).packed)
 	ok(t, os.WriteFile(dir+"/text", []byte(strings.Repeat("no archive ", 100)), 0o644))
+	ok(t, os.WriteFile(dir+"/app.tar.zst", []byte("\x28\xb5\x2f\xfd\x04\x00"), 0o644))
 	ok(t, os.Mkdir(dir+"/empty", 0o755))
 	for _, test := range []struct {
 		path  string
@@ -511,6 +512,7 @@ func TestArchivesThatAreWrongLeaveNothing(t *testing.T) {
 	}{
 		{dir + "/missing", ctrmodel.NotFound, "no such file"},
 		{dir + "/text", ctrmodel.FailedPrecondition, "tar"},
+		{dir + "/app.tar.zst", ctrmodel.FailedPrecondition, "compressed with zstd"},
 		{dir + "/empty", ctrmodel.FailedPrecondition, "neither index.json nor manifest.json"},
 		{make("nameless", map[string]string{v1.AnnotationRefName: "latest"}, func(string, *image) {}), ctrmodel.FailedPrecondition, "full name"},
 		{make("missing-layer", named, func(dir string, m *image) { os.Remove(dir + blob(app)) }), ctrmodel.FailedPrecondition, app.String()},

@@ -30,7 +30,7 @@ var suites = []struct {
 	{pkg: "platform/ctrnet"},
 	{pkg: "platform/images"},
 	{pkg: "applets/container-agent"},
-	{pkg: "applets/kanto-cm", skip: "EveryCommandWithARealAgent", extra: "some moments in it are too short for an emulated machine"},
+	{pkg: "applets/kanto-cm"},
 	{pkg: "testing/killmatrix"},
 	{pkg: "testing/fields"},
 }
