@@ -167,6 +167,8 @@ func TestWhatMakesNoContainerIsRefused(t *testing.T) {
 		{desire(component("a", "restartPolicy=perhaps")), `"perhaps"`},
 		{desire(component("a"), component("a")), `component "a" is there twice`},
 		{desire(component("a", "port=80-90:80"), component("b", "port=127.0.0.1:85:80")), `components "a" and "b" want the same port of the host`},
+		{desire(component("a", "port=80:80", "port=80:80", "port=80:81")), `component "a" wants port 80 of the host twice`},
+		{desire(component("a", "port=80:80", "port=80:80", "port=80:80/udp")), ""},
 		{desire(component("a", "port=80:80"), component("b", "port=80:80/udp")), ""},
 		{updateproto.DesiredState{}, "0 domains"},
 		{with(two, "x", "containers:c"), `baseline "x": there is no component "containers:c"`},

@@ -253,11 +253,14 @@ func inOrder(list []*action, wants map[string]*wanted) []*action {
 // contend reports whether two containers want the same port of the host.
 func contend(a, b *ctrmodel.Container) bool {
 	return slices.ContainsFunc(a.HostConfig.Ports, func(p ctrmodel.Port) bool {
-		return slices.ContainsFunc(b.HostConfig.Ports, func(q ctrmodel.Port) bool {
-			return p.Proto == q.Proto && p.HostPort <= max(q.HostPort, q.HostPortEnd) && q.HostPort <= max(p.HostPort, p.HostPortEnd) &&
-				(p.HostIP == q.HostIP || everywhere(p.HostIP) || everywhere(q.HostIP))
-		})
+		return slices.ContainsFunc(b.HostConfig.Ports, func(q ctrmodel.Port) bool { return overlap(p, q) })
 	})
+}
+
+// overlap reports whether there is a port of the host that both say something of.
+func overlap(p, q ctrmodel.Port) bool {
+	return p.Proto == q.Proto && p.HostPort <= max(q.HostPort, q.HostPortEnd) && q.HostPort <= max(p.HostPort, p.HostPortEnd) &&
+		(p.HostIP == q.HostIP || everywhere(p.HostIP) || everywhere(q.HostIP))
 }
 
 // everywhere reports whether an address stands for all that the host has.
@@ -266,6 +269,13 @@ func everywhere(ip string) bool { return ip == "" || ip == "0.0.0.0" || ip == ":
 // clash says which containers cannot run at the same time.
 func (d *desired) clash() error {
 	for i, a := range d.wanted {
+		ports := a.HostConfig.Ports
+		for j, p := range ports {
+			// The same twice does no harm.
+			if slices.ContainsFunc(ports[:j], func(q ctrmodel.Port) bool { return p != q && overlap(p, q) }) {
+				return fmt.Errorf("component %q wants port %d of the host twice", a.Name, p.HostPort)
+			}
+		}
 		for _, b := range d.wanted[:i] {
 			if contend(a.Container, b.Container) {
 				return fmt.Errorf("components %q and %q want the same port of the host", b.Name, a.Name)
