@@ -32,7 +32,7 @@ const (
 
 // Access is the options that may be before a command and after it.
 type Access struct {
-	Host    string `long:"host" value-name:"ADDRESS" description:"where the container agent is: a socket's path, or tcp://HOST:PORT"`
+	Host    string `long:"host" value-name:"ADDRESS" description:"where the container agent is: a socket's path, unix:PATH or tcp://HOST:PORT"`
 	Timeout int    `long:"timeout" value-name:"SECONDS" description:"how long to wait for an agent that is not there; default: not at all"`
 	Debug   bool   `long:"debug" hidden:"true" description:"has no effect"`
 }
@@ -46,6 +46,7 @@ func Command() applet.Command {
 	}
 	exits := []applet.ExitCode{
 		{Code: exitNotFound, Meaning: "there is no such container"}, {Code: exitDown, Meaning: "the container agent does not answer"},
+		{Code: exitInterrupted, Meaning: "it was interrupted"},
 	}
 	for i := range commands {
 		commands[i].Exit = append(exits, commands[i].Exit...)
