@@ -98,7 +98,8 @@ func (c *car) ended(id, status, action string, parts ...string) {
 
 // makes makes the container of the documentation's message by hand.
 func (c *car) makes(o *origin, tag string) {
-	c.run("kanto-cm create --name hello-world --e FOO=" + tag + " " + o.host() + "/library/hello-world:" + tag + " && kanto-cm start -n hello-world")
+	c.run("kanto-cm create --name hello-world --e FOO=" + tag + " " + o.host() + "/library/hello-world:" + tag + ` && kanto-cm start -n hello-world
+until kanto-cm logs -n hello-world | grep -q Hello; do sleep 0.5; done`)
 	c.hellos(tag, tag)
 }
 

@@ -37,6 +37,7 @@ type result struct {
 	share    float64       // of the length of the phase, after which the power is cut
 	after    time.Duration // since the phase began
 	progress string        // last feedback before
+	late     bool          // the phase had ended
 	slot     string        // that booted after the cut, with what
 	version  string
 	back     time.Duration // until it had judged its boot
@@ -119,6 +120,7 @@ type campaign struct {
 	driver  *ota.Driver
 	ends    []string // terminal statuses heard of the activity
 	last    string   // feedback heard last
+	heard   func(ota.Feedback)
 }
 
 func (c *campaign) kill() {
@@ -145,6 +147,9 @@ func (c *campaign) connect() (err error) {
 	}
 	c.driver.OnFeedback = func(f ota.Feedback) {
 		c.last = fmt.Sprintf("%s %d %%", f.Status, f.Progress())
+		if c.heard != nil {
+			c.heard(f)
+		}
 		switch f.Status {
 		case updateproto.StatusComplete, updateproto.StatusCompleted, updateproto.StatusIncomplete, updateproto.StatusIdentificationFailed:
 			c.ends = append(c.ends, f.Status)
@@ -223,13 +228,20 @@ func (c *campaign) run(cuts results) error {
 			continue
 		}
 		until, cancel := context.WithTimeout(ctx, time.Duration(r.share*float64(c.length[p])))
+		// A machine may be faster than it was in the phases before.
+		c.heard = func(f ota.Feedback) {
+			if p := f.Progress(); p > 0 && float64(p) >= 100*r.share {
+				cancel()
+			}
+		}
 		err := c.step(until, id, command)
+		c.heard = nil
 		if until.Err() == nil && err != nil {
 			cancel()
 			return err
 		}
 		cancel()
-		r.after, r.progress = time.Since(began), c.last
+		r.after, r.progress, r.late = time.Since(began), c.last, err == nil
 		if err := c.cut(r); err != nil {
 			return err
 		}
@@ -289,6 +301,7 @@ func (c *campaign) cutFirst() error {
 	case <-time.After(time.Duration(r.share * float64(c.length[inConfirm]))):
 	}
 	r.after, r.progress = time.Since(began), bootProgress(c.vm.Output())
+	r.late = r.progress == "confirmed"
 	return c.cut(r)
 }
 
