@@ -481,7 +481,7 @@ func TestHelpAndCompletionAreCommandsToo(t *testing.T) {
 			t.Errorf("%s: exit code %d, %s%s", line, code, out, stderr)
 		}
 	}
-	if _, out, _ := call("", "kanto-cm", "help"); !strings.Contains(out, "3  there is no such container") || !strings.Contains(out, "\n  help ") {
+	if _, out, _ := call("", "kanto-cm", "help"); !strings.Contains(out, "3    there is no such container") || !strings.Contains(out, "\n  help ") {
 		t.Errorf("help: %s", out)
 	}
 	for shell, want := range map[string]string{"bash": "-F _sdvbox sdvbox kanto-cm\n", "zsh": "#compdef sdvbox kanto-cm\n", "fish": "in sdvbox kanto-cm\n"} {

@@ -217,11 +217,14 @@ func TestEventsBecomeMessagesInOrder(t *testing.T) {
 		r.request("c5", feature, "update", `{"restartPolicy":{"type":"ON_FAILURE","maxRetryCount":3,"retryTimeout":1.9},"resources":{"memory":"64M"}}`)
 		r.want(property("config", `{"domainName":"radio-domain","hostName":"radio-host","restartPolicy":{"type":"ON_FAILURE","maxRetryCount":3,"retryTimeout":1},`+
 			`"networkMode":"BRIDGE","log":{"type":"JSON_FILE","maxFiles":2,"maxSize":"100M","mode":"BLOCKING"},"resources":{"memory":"64M"}}`), done("c5", "update"))
+		const stopped = `{"status":"STOPPED","pid":-1,"exitCode":143,"startedAt":"START","finishedAt":"END"}`
 		r.request("c6", feature, "stop", "")
-		r.want(state(`{"status":"STOPPED","pid":-1,"exitCode":143,"startedAt":"START","finishedAt":"END"}`), done("c6", "stop"))
+		r.want(state(stopped), done("c6", "stop"))
 		r.request("c7", feature, "stopWithOptions", `{"timeout":3,"signal":"SIGINT","force":true}`)
-		synctest.Wait()
-		r.bus.take()
+		r.want(state(stopped), done("c7", "stopWithOptions"))
+		if want := (ctrmodel.StopOptions{Timeout: 3, Signal: "SIGINT", Force: true}); r.engine.stopped != want {
+			t.Errorf("stopped with %+v, want %+v", r.engine.stopped, want)
+		}
 		dead := state(`{"status":"DEAD","pid":-1,"exitCode":143,"startedAt":"START","finishedAt":"END"}`)
 		r.request("c8", feature, "remove", "true")
 		r.want(dead,

@@ -4,6 +4,7 @@ package ctrtwin
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,9 +64,11 @@ func TestConfigurationIsWrittenAndRead(t *testing.T) {
 func TestPasswordsStayOnTheDevice(t *testing.T) {
 	c := full()
 	c.Image.Decrypt.Keys = []string{"/etc/key.pem:secret"}
-	if got, _ := json.Marshal(statusOf(c)); !json.Valid(got) || string(got) == "" || cmp.Equal(configurationOf(c).Decryption.Keys, c.Image.Decrypt.Keys) ||
-		configurationOf(c).Decryption.Keys[0] != "/etc/key.pem" {
-		t.Errorf("%s", got)
+	if got, err := json.Marshal(statusOf(c)); err != nil || !strings.Contains(string(got), `"keys":["/etc/key.pem"]`) || strings.Contains(string(got), "secret") {
+		t.Errorf("%s, %v", got, err)
+	}
+	if c.Image.Decrypt.Keys[0] != "/etc/key.pem:secret" { // is that of the engine
+		t.Errorf("the container has lost its password: %q", c.Image.Decrypt.Keys)
 	}
 }
 

@@ -27,6 +27,8 @@ type fakeEngine struct {
 	stats map[string]ctrmodel.Stats
 	known chan struct{} // closed once something can be done, nil: it always can
 
+	stopped ctrmodel.StopOptions // of the last Stop
+
 	// before is called first by everything that changes a container, and may take its time or fail.
 	before func(ctx context.Context, what, name string) error
 }
@@ -149,6 +151,7 @@ func (e *fakeEngine) Stop(ctx context.Context, id string, o ctrmodel.StopOptions
 		return err
 	}
 	return e.change(ctx, ctrmodel.ActionStopped, id, func(c *ctrmodel.Container) error {
+		e.stopped = o
 		c.State.SetStopped(143, time.Now())
 		return nil
 	})
