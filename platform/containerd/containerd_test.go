@@ -511,9 +511,15 @@ func TestWantOfMemoryIsAnEvent(t *testing.T) {
 	c, _, ctx := connect(t)
 	events := must(c.Subscribe(ctx, `topic=="/tasks/oom"`, `topic=="/tasks/exit"`))(t)
 	defer events.Close()
-	id, mounts := container(t, c, ctx, false, "/bin/sh", "-c", "sleep 1; x=12345678; while :; do x=$x$x; done") // its shim looks out for it only once it has started
-	must(c.Tasks.Create(ctx, id, mounts, IO{}, nil))(t)
+	stdin, _ := fifo(t, "stdin")
+	stdout, _ := fifo(t, "stdout") // without one, Create hangs if there is an input
+	id, mounts := container(t, c, ctx, false, "/bin/sh", "-c", "read line; x=12345678; while :; do x=$x$x; done")
+	must(c.Tasks.Create(ctx, id, mounts, IO{Stdin: stdin, Stdout: stdout, Stderr: stdout}, nil))(t)
 	must(c.Tasks.Start(ctx, id, ""))(t)
+	must(c.Tasks.Metrics(ctx, id))(t) // by now its shim looks out for what happens in the group
+	in := must(os.OpenFile(stdin, os.O_WRONLY, 0))(t)
+	defer in.Close()
+	must(in.WriteString("go\n"))(t)
 	var seen []string
 	for len(seen) < 2 {
 		e := must(events.Next())(t)

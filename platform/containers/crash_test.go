@@ -124,21 +124,23 @@ func TestAgentKilledAtEachStep(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	orders := map[string]struct {
-		from ctrmodel.Status // Unknown: there is none
-		do   func(e *Engine) error
-		to   ctrmodel.Status // Unknown: it is gone
+		from  ctrmodel.Status // Unknown: there is none
+		do    func(e *Engine) error
+		to    ctrmodel.Status // Unknown: it is gone
+		steps int             // at least
 	}{
 		"create": {ctrmodel.Unknown, func(e *Engine) error {
 			_, err := e.Create(ctx, &ctrmodel.Container{ID: "id", Image: ctrmodel.Image{Name: busybox}})
 			return err
-		}, ctrmodel.Unknown},
-		"start":              {ctrmodel.Created, func(e *Engine) error { return e.Start(ctx, "id") }, ctrmodel.Running},
-		"stop":               {ctrmodel.Running, func(e *Engine) error { return e.Stop(ctx, "id", force) }, ctrmodel.Stopped},
-		"restart":            {ctrmodel.Running, func(e *Engine) error { return e.Restart(ctx, "id", force) }, ctrmodel.Running},
-		"remove":             {ctrmodel.Running, func(e *Engine) error { return e.Remove(ctx, "id", true, force) }, ctrmodel.Unknown},
-		"remove one at rest": {ctrmodel.Created, func(e *Engine) error { return e.Remove(ctx, "id", false, force) }, ctrmodel.Unknown},
+		}, ctrmodel.Unknown, 3},
+		"start":              {ctrmodel.Created, func(e *Engine) error { return e.Start(ctx, "id") }, ctrmodel.Running, 2},
+		"stop":               {ctrmodel.Running, func(e *Engine) error { return e.Stop(ctx, "id", force) }, ctrmodel.Stopped, 3},
+		"restart":            {ctrmodel.Running, func(e *Engine) error { return e.Restart(ctx, "id", force) }, ctrmodel.Running, 5},
+		"remove":             {ctrmodel.Running, func(e *Engine) error { return e.Remove(ctx, "id", true, force) }, ctrmodel.Unknown, 4},
+		"remove one at rest": {ctrmodel.Created, func(e *Engine) error { return e.Remove(ctx, "id", false, force) }, ctrmodel.Unknown, 3},
 	}
 	for name, o := range orders {
+		steps := 0 // at which the agent was killed
 		for cut, killed := 1, true; killed; cut++ {
 			killed = false
 			for _, effect := range []bool{false, true} {
@@ -167,7 +169,7 @@ func TestAgentKilledAtEachStep(t *testing.T) {
 					if !r.killed(cut, effect, false, o.do) {
 						break
 					}
-					killed = true
+					killed, steps = true, cut
 					if again > 0 {
 						twice = r.killed(again, effect, true, func(e *Engine) error {
 							for end := time.Now().Add(5 * time.Second); !settled(e) && time.Now().Before(end); {
@@ -192,6 +194,9 @@ func TestAgentKilledAtEachStep(t *testing.T) {
 					r.stop()
 				}
 			}
+		}
+		if steps < o.steps {
+			t.Errorf("%s has only %d steps, expected at least %d", name, steps, o.steps)
 		}
 	}
 }
@@ -241,13 +246,14 @@ func TestAgentKilledAtEachStepOfASuccession(t *testing.T) {
 	for _, c := range []struct {
 		name        string
 		first, then act
+		steps       int // of the first, at least
 	}{
-		{"forward, then forward", forward("update"), forward("update")},
-		{"forward, then back", forward("update"), back},
-		{"there and back, then back", thereAndBack, back},
-		{"there and back, then forward", thereAndBack, forward("update")},
-		{"by the deployer, then nobody", forward(deployOwner), wait},
-		{"by the engine, then nobody", forward(""), wait},
+		{"forward, then forward", forward("update"), forward("update"), 12},
+		{"forward, then back", forward("update"), back, 12},
+		{"there and back, then back", thereAndBack, back, 16},
+		{"there and back, then forward", thereAndBack, forward("update"), 16},
+		{"by the deployer, then nobody", forward(deployOwner), wait, 12},
+		{"by the engine, then nobody", forward(""), wait, 12},
 	} {
 		settled := func(r *rig, what string) {
 			t.Helper()
@@ -268,6 +274,7 @@ func TestAgentKilledAtEachStepOfASuccession(t *testing.T) {
 				t.Fatalf("%s: both had a process", what)
 			}
 		}
+		steps := 0 // at which the agent was killed
 		for cut, more := 1, true; more; cut++ {
 			more = false
 			for _, effect := range []bool{false, true} {
@@ -281,7 +288,9 @@ func TestAgentKilledAtEachStepOfASuccession(t *testing.T) {
 					r.fake.alone = true
 					r.fake.mu.Unlock()
 					killed := r.killed(cut, effect, false, c.first)
-					more = more || killed
+					if killed {
+						more, steps = true, cut
+					}
 					twice := false
 					if killed && os.Getenv("SDVBOX_LONG") == "1" {
 						twice = r.killed(again, effect, true, c.then)
@@ -304,6 +313,9 @@ func TestAgentKilledAtEachStepOfASuccession(t *testing.T) {
 				}
 			}
 		}
+		if steps < c.steps {
+			t.Errorf("%s has only %d steps, expected at least %d", c.name, steps, c.steps)
+		}
 	}
 	t.Logf("%d runs", all)
 }
@@ -311,15 +323,18 @@ func TestAgentKilledAtEachStepOfASuccession(t *testing.T) {
 func TestAgentKilledAtEachStepOfParking(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
+	steps := 0 // at which the agent was killed
 	for cut, more := 1, true; more; cut++ {
 		more = false
 		for _, effect := range []bool{false, true} {
 			r := newRig(t)
 			r.running("seat", func(c *ctrmodel.Container) { c.ID = "id" })
 			r.stop()
-			more = r.killed(cut, effect, false, func(e *Engine) error {
+			if r.killed(cut, effect, false, func(e *Engine) error {
 				return errors.Join(e.Park(ctx, "id", "update"), e.Unpark(ctx, "id"))
-			}) || more
+			}) {
+				more, steps = true, cut
+			}
 			r.start()
 			r.must(r.Known(ctx))
 			if len(r.Parked("update")) > 0 {
@@ -332,5 +347,8 @@ func TestAgentKilledAtEachStepOfParking(t *testing.T) {
 			r.awaitStatus("id", ctrmodel.Running)
 			r.stop()
 		}
+	}
+	if steps < 5 {
+		t.Errorf("there and back has only %d steps", steps)
 	}
 }

@@ -154,7 +154,7 @@ func TestDescriptorIsAppliedOnce(t *testing.T) {
 	r.must(r.Stop(t.Context(), stopped.ID, force))
 	r.must(r.Remove(t.Context(), stopped.ID, false, force))
 	r.must(os.Remove(filepath.Join(dir, "stopped.json")))
-	time.Sleep(50 * time.Millisecond)
+	r.eventually("seen to be gone", func() bool { return r.applied("stopped") == (progress{}) })
 	write(t, dir, "stopped.json", `{"container_name": "stopped", "image": {"name": "x"}}`)
 	r.awaitName("stopped", "running", isRunning)
 }
@@ -293,16 +293,14 @@ func TestDescriptorsDoNotWaitForEachOther(t *testing.T) {
 			t.Fatalf("the update was undone: %v, %+v", err, c)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // enough for the seat
 	defer cancel()
 	begin := time.Now()
 	r.wantKind(r.Deploy(ctx), ctrmodel.DeadlineExceeded)
-	if took := time.Since(begin); took > 2*time.Second {
+	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("gave up after %v", took)
 	}
-	if c := r.awaitName("seat", "running", isRunning); c.Image.Name != "example.org/seat:1" {
-		t.Errorf("not deployed again: %+v", c)
-	}
+	r.awaitName("seat", "deployed again", func(c *ctrmodel.Container) bool { return c.Image.Name == "example.org/seat:1" && c.State.Running })
 }
 
 // How often a container is started is a matter of its restart policy; the descriptor has been applied.
@@ -476,7 +474,10 @@ func TestDirectoryOfDescriptorsMayBeALink(t *testing.T) {
 	r.cfg.Log = slog.New(slog.NewTextHandler(&said, nil))
 	r.cfg.Deployment = Deployment{Dirs: []string{link, filepath.Join(dir, "nowhere")}, Period: 2 * time.Millisecond}
 	r.start()
-	time.Sleep(50 * time.Millisecond)
+	said.Wait(t, "cannot look for descriptors")
+	for range 3 { // more looks
+		r.wantKind(r.Deploy(t.Context()), ctrmodel.NotFound)
+	}
 	write(t, filepath.Join(dir, "later"), "seat.json", seat1)
 	r.awaitName("seat", "running", isRunning)
 	r.stop()

@@ -86,11 +86,11 @@ func TestTwoHundredStopsOfProcessesThatExitAtOnce(t *testing.T) {
 		if n%2 == 1 { // or even before they are told to
 			go r.fake.exit(id, 0)
 		}
-		err := r.Stop(t.Context(), id, ctrmodel.StopOptions{Timeout: 1})
+		err := r.Stop(t.Context(), id, ctrmodel.StopOptions{Timeout: 20})
 		if err != nil {
 			t.Fatalf("stop %d: %v", n, err)
 		}
-		if took := time.Since(begin); took > 500*time.Millisecond {
+		if took := time.Since(begin); took > 10*time.Second {
 			t.Fatalf("stop %d took %v", n, took)
 		}
 		if s := r.get(id).State.Status; s != ctrmodel.Stopped {
@@ -252,7 +252,7 @@ func TestTenStubbornContainersStopInOneTimeout(t *testing.T) {
 			}
 			all.Wait()
 		}
-		if took := time.Since(begin); took > 900*time.Millisecond {
+		if took := time.Since(begin); took > 2*time.Second { // one after the other, they would take 3 s
 			t.Errorf("%s: took %v", how, took)
 		}
 		for _, id := range ids {

@@ -344,10 +344,12 @@ func (m *matrix) kill9(what string, of func(id string) (pid int)) {
 			}
 		}
 	}
-	if pid := of("keeper-id"); pid > 0 {
-		m.must(syscall.Kill(pid, syscall.SIGKILL))
-		m.hitKeeper = true
+	pid := of("keeper-id")
+	if pid <= 0 {
+		m.t.Fatalf("no %s to kill, not even of the keeper", what)
 	}
+	m.must(syscall.Kill(pid, syscall.SIGKILL))
+	m.hitKeeper = true
 }
 
 // matrix is a device with containers that nobody touches, and whatever happens to them is wrong.

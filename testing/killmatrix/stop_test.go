@@ -86,7 +86,7 @@ func TestTenStubbornContainersStopInOneTimeout(t *testing.T) {
 	expect := func(what string, took time.Duration) {
 		t.Helper()
 		t.Logf("%s: %v", what, took.Round(time.Millisecond))
-		if took < timeout || took > 2*timeout {
+		if took < timeout || took > 5*timeout { // one after the other, they would take ten
 			t.Errorf("%s took %v, expected a little more than %v", what, took, timeout)
 		}
 	}
