@@ -347,11 +347,15 @@ func TestContainersThatEndAsTheyShould(t *testing.T) {
 	} {
 		for _, commands := range []string{all + " REBOOT ROLLBACK", all + " REBOOT"} {
 			u := newUpdate(t, f, desire(component(tc.name, tc.config...)))
-			before := f.world()
-			if end := u.run(commands); end.Status != tc.want && !strings.Contains(commands, "ROLLBACK") {
-				t.Errorf("%q ends with %s %q, want %s", tc.config, end.Status, end.Message, tc.want)
-			} else if end.Status == "INCOMPLETE" && f.world() != before {
-				t.Errorf("%q leaves\n%s\nof\n%s", tc.config, f.world(), before)
+			before, want := f.world(), tc.want
+			if strings.HasSuffix(commands, "ROLLBACK") {
+				want = "INCOMPLETE"
+			}
+			if end := u.run(commands); end.Status != want {
+				t.Errorf("%q with %s ends with %s %q, want %s", tc.config, commands, end.Status, end.Message, want)
+			}
+			if got := f.world(); (got == before) != (want == "INCOMPLETE") || strings.Contains(got, "LEFT") {
+				t.Errorf("%q with %s leaves\n%s\nof\n%s", tc.config, commands, got, before)
 			}
 		}
 	}
@@ -612,6 +616,7 @@ func (m *moody) Ensure(ctx context.Context, id string) error {
 
 // What has been found to be no good after a restart stays so, even if the reason is gone after another one.
 func TestFailureThatHealsWhileItIsTakenBack(t *testing.T) {
+	failed := false
 	for cut := 1; ; cut++ {
 		f := car()
 		before := f.world()
@@ -622,14 +627,23 @@ func TestFailureThatHealsWhileItIsTakenBack(t *testing.T) {
 		}
 		u.b.Engine = &moody{f, func() bool { return u.crashes == 0 }}
 		f.calls, f.cut = 0, cut
-		if end := u.command("RESTART"); end.Status == "INCOMPLETE" && end.Message != "hvac: no mood" {
+		end := u.command("RESTART")
+		if end.Status == "INCOMPLETE" && end.Message != "hvac: no mood" {
 			t.Errorf("cut at %d: ends with %q", cut, end.Message)
 		} else if u.judge(before, end.Status); t.Failed() {
 			t.Fatalf("cut at %d", cut)
 		}
+		// Cut off before it is found, it has never been; from then on it stays.
+		if failed && end.Status != "INCOMPLETE" {
+			t.Fatalf("cut at %d: ends with %s, as if the failure had not been found", cut, end.Status)
+		}
+		failed = end.Status == "INCOMPLETE"
 		if u.crashes == 0 {
 			break
 		}
+	}
+	if !failed {
+		t.Error("the failure was never found")
 	}
 }
 

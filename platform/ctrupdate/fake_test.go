@@ -58,7 +58,7 @@ func newFake() *fake {
 func (f *fake) revive(reboot bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.dead, f.cut, f.down = make(chan struct{}), 0, 0
+	f.dead, f.down = make(chan struct{}), 0
 	for _, id := range slices.Sorted(maps.Keys(f.boxes)) {
 		b := f.boxes[id]
 		if reboot && b.State.HasProcess() {

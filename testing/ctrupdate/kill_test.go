@@ -5,6 +5,7 @@ package ctrupdate
 import (
 	"fmt"
 	"math/rand/v2"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -18,16 +19,18 @@ import (
 	"sdvbox/testing/ctragent"
 )
 
-// Agent, containerd and a new container are killed in each phase of an update that replaces, changes, removes and makes containers,
-// of which one gets the port of one that goes. It ends once, as it should, and leaves nothing.
+// The agent is killed in each phase of an update that replaces, changes, removes and makes containers, of which one gets the port
+// of one that goes; containerd as an image comes and as containers take their places; a new container as it is to prove itself. The
+// update ends once, as it should, and leaves nothing.
 func TestKills(t *testing.T) {
 	t.Parallel()
 	r := start(t, map[string]ctragent.Section{"update_agent": {"health_time": "250ms"}})
 	ids := regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f-]{27}|rng-seed|\d+\.\d+\.\d+\.\d+`)
-	place := census.Place{Daemon: r.Containerd, Namespace: r.namespace, Dirs: []string{r.Dir + "/run", r.Dir + "/state"}}
+	place := census.Place{Daemon: r.Containerd, Namespace: r.namespace, Dirs: []string{r.Dir + "/run", r.Dir + "/state", r.Dir + "/home"}}
 	count := func() census.List {
 		// What containerd was about to remove when it was killed goes when the agent has it cleared away the next time.
 		list := slices.DeleteFunc(place.Take(t), func(line string) bool { return strings.HasSuffix(line, "snapshots has an entry") })
+		list = append(list, r.network()...)
 		for i := range list {
 			list[i] = ids.ReplaceAllString(list[i], "ID")
 		}
@@ -36,10 +39,10 @@ func TestKills(t *testing.T) {
 	}
 	version := "1"
 	titles := []string{"containers:remove-components", "air", "rest"}
-	ds := func(version string) map[string]any {
+	ds := func(version string, hvac ...string) map[string]any {
 		last := r.component("seats", "1", "port=4712:80")
 		last["id"] = "only" + version
-		ds := desire(r.component("hvac", version, "port=127.0.0.1:4711:80", "restartPolicy=always", "healthCmd=true"), r.component("seats", "1"),
+		ds := desire(r.component("hvac", version, append(hvac, "port=127.0.0.1:4711:80", "restartPolicy=always", "healthCmd=true")...), r.component("seats", "1"),
 			r.component("radio", "1", "memory="+version+"6M"), last)
 		ds["baselines"] = []any{
 			map[string]any{"title": titles[1], "components": []string{"containers:hvac"}},
@@ -73,6 +76,10 @@ func TestKills(t *testing.T) {
 			return false
 		})
 	}
+	const (
+		halfway = "half of the image of hvac has come"
+		proving = "ContainerWhenItIsToProveItself"
+	)
 	rollback := append(slices.Clone(all), "ROLLBACK")
 	type kill struct {
 		name     string
@@ -85,7 +92,7 @@ func TestKills(t *testing.T) {
 	}
 	kills := []kill{
 		{"AgentWhenIdentified", all, "IDENTIFIED", 0, agent, true, false},
-		{"AgentWhenDownloading", all, "DOWNLOAD", 20 * time.Millisecond, agent, true, false},
+		{"AgentWhenDownloading", all, halfway, 0, agent, true, false},
 		{"AgentWhenDownloaded", all, "DOWNLOAD_SUCCESS", 0, agent, true, false},
 		{"AgentWhenUpdated", all, "UPDATE_SUCCESS", 0, agent, true, false},
 		{"AgentWhenItBeginsToActivate", all, "ACTIVATE", 10 * time.Millisecond, agent, true, false},
@@ -93,9 +100,9 @@ func TestKills(t *testing.T) {
 		{"AgentWhenActivated", all, "ACTIVATION_SUCCESS", 0, agent, true, false},
 		{"AgentWhenCleaningUp", all, "CLEANUP", 5 * time.Millisecond, agent, true, false},
 		{"AgentWhenRollingBack", rollback, "ROLLBACK", 5 * time.Millisecond, agent, false, false},
-		{"ContainerdWhenItDownloads", all, "DOWNLOAD", 10 * time.Millisecond, containerd, true, false},
+		{"ContainerdWhenItDownloads", all, halfway, 0, containerd, true, false},
 		{"ContainerdWhenItActivates", all, "ACTIVATE", 10 * time.Millisecond, containerd, true, false},
-		{"ContainerWhenItIsToProveItself", all, "ACTIVATE", 0, container, false, false},
+		{proving, all, "ACTIVATE", 0, container, false, false},
 		{"AgentWhenOneBaselineIsDownloaded", nil, "DOWNLOAD_SUCCESS air", 0, agent, true, true},
 		{"AgentWhenOneBaselineActivates", nil, "ACTIVATE air", 50 * time.Millisecond, agent, true, true},
 		{"AgentWhenOneBaselineIsActivated", nil, "ACTIVATION_SUCCESS air", 0, agent, true, true},
@@ -129,13 +136,32 @@ func TestKills(t *testing.T) {
 					}()
 				}
 			}
+			if image := r.registry.Host + "/hvac:" + other; k.at == halfway || k.at == "DOWNLOAD" { // there is something to get
+				if err := r.RemoveImage(t.Context(), image); err != nil {
+					t.Fatal(err)
+				}
+				if k.at == halfway {
+					r.halfway(image, func() {
+						at(halfway)
+						<-killed
+					})
+				}
+			}
+			desired := ds(other)
+			if k.name == proving { // long enough for the kill, which ends it
+				desired = ds(other, "healthTime=10s")
+			}
 			var f agents.Feedback
 			if k.divided {
-				f = r.divided(k.name, ds(other), titles, at)
+				f = r.divided(k.name, desired, titles, at)
 			} else {
-				f = r.update(k.name, ds(other), k.commands, at)
+				f = r.update(k.name, desired, k.commands, at)
 			}
-			<-killed
+			select {
+			case <-killed:
+			case <-time.After(limit):
+				t.Fatal("nothing has been killed")
+			}
 			want := "INCOMPLETE"
 			if k.good {
 				want = "COMPLETED"
@@ -162,4 +188,38 @@ func TestKills(t *testing.T) {
 			quiet = count()
 		})
 	}
+}
+
+// network is the cables to containers and the firewall rules of this device, with names of containers for their addresses. The
+// other test has another device in the same network.
+func (r *rig) network() (lines census.List) {
+	r.t.Helper()
+	var names []string
+	list, _ := r.List(r.t.Context()) // the address of one that is missing stays
+	for _, c := range list {
+		if c.NetworkSettings != nil {
+			for _, n := range c.NetworkSettings.Networks {
+				names = append(names, " "+n.IPAddress+":", " "+strings.TrimRight(c.Name, "12")+":")
+			}
+		}
+	}
+	for kind, args := range map[string][]string{
+		"link": {"ip", "-oneline", "link", "show", "master", r.Bridge},
+		"rule": {"nft", "--stateless", "list", "table", "inet", "sdvbox-" + r.Bridge},
+	} {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		if err != nil {
+			r.t.Fatalf("%s: %v: %s", args, err, out)
+		}
+		for line := range strings.Lines(string(out)) {
+			line = strings.TrimSpace(line)
+			if kind == "link" { // the rest are names and numbers that nobody has chosen
+				line = "to a container"
+			}
+			if strings.Trim(line, "{}") != "" {
+				lines = append(lines, kind+" "+strings.NewReplacer(names...).Replace(line))
+			}
+		}
+	}
+	return lines
 }

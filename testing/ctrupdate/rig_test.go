@@ -8,15 +8,18 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
 	"sdvbox/testing/agents"
 	"sdvbox/testing/broker"
@@ -40,6 +43,8 @@ type rig struct {
 	t        *testing.T
 	broker   *broker.Broker
 	registry *ctragent.Registry
+	images   []*ctragent.Image
+	halves   atomic.Pointer[half]
 	// namespace is also that of control groups, which all tests on this machine share.
 	namespace string
 }
@@ -62,11 +67,10 @@ func box(t testing.TB, name string) *ctragent.Image {
 func start(t *testing.T, change map[string]ctragent.Section) *rig {
 	t.Helper()
 	r := &rig{t: t, broker: broker.Start(t, broker.Options{}), namespace: fmt.Sprint("ctrupdate-", os.Getpid(), t.Name())}
-	var images []*ctragent.Image
 	for _, name := range []string{"hello-world:latest", "hvac:1", "hvac:2", "hvac:4", "seats:1", "seats:2", "radio:1"} {
-		images = append(images, box(t, name))
+		r.images = append(r.images, box(t, name))
 	}
-	r.registry = ctragent.Serve(t, nil, images...)
+	r.registry = ctragent.Serve(t, r.answerHalf, r.images...)
 	r.Recorder = agents.Record(t, r.broker.URL(), "containersupdate/#")
 	sections := map[string]ctragent.Section{
 		"connection":   {"broker_url": r.broker.URL()},
@@ -95,6 +99,42 @@ func start(t *testing.T, change map[string]ctragent.Section) *rig {
 	})
 	agents.Eventually(t, limit, "current state of the agent", func() bool { return len(r.Messages()) > 0 })
 	return r
+}
+
+// half is an image of whose layer the registry sends, once, only a half before it does something.
+type half struct {
+	*ctragent.Image
+	do func()
+}
+
+// halfway has something done when containerd has a part of the layer of an image. The rest comes when that has been done.
+func (r *rig) halfway(name string, do func()) {
+	r.t.Helper()
+	i := slices.IndexFunc(r.images, func(i *ctragent.Image) bool { return r.registry.Name(i) == name })
+	if i < 0 {
+		r.t.Fatalf("no image %s", name)
+	}
+	r.halves.Store(&half{r.images[i], do})
+}
+
+func (r *rig) answerHalf(w http.ResponseWriter, q *http.Request) bool {
+	h := r.halves.Load()
+	if h == nil || !strings.HasSuffix(q.URL.Path, "/blobs/"+h.Layer.Digest.String()) || !r.halves.CompareAndSwap(h, nil) {
+		return false
+	}
+	data := h.Blobs[h.Layer.Digest]
+	w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+	w.Write(data[:len(data)/2])
+	w.(http.Flusher).Flush()
+	client := containerd.New(r.Containerd.Socket, r.namespace)
+	defer client.Close()
+	agents.Eventually(r.t, limit, "a part of the image is there", func() bool {
+		list, _ := client.Content.Ingests(r.t.Context())
+		return slices.ContainsFunc(list, func(i *containerd.Ingest) bool { return i.Offset > 0 })
+	})
+	h.do()
+	w.Write(data[len(data)/2:]) // to nobody, if who asked has been killed
+	return true
 }
 
 // component is a container of a desired state, with an image of the registry and further configuration as KEY=VALUE.
