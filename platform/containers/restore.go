@@ -79,6 +79,13 @@ func (m *machine) sweep(ctx context.Context, known map[string]bool, tasks []*con
 		case known[id], holdsStreams(m.fifos(id), tasks): // an original agent has names of its own
 			continue
 		case strings.HasPrefix(id, execPrefix):
+			// A shim that has not opened the streams yet waits for a reader, and answers nobody until it has one.
+			streams, _ := filepath.Glob(filepath.Join(m.fifos(id), "*"))
+			for _, path := range streams {
+				if f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0); err == nil {
+					defer f.Close()
+				}
+			}
 			for _, t := range tasks {
 				m.endExec(ctx, t.ID, id)
 			}

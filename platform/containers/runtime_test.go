@@ -646,6 +646,40 @@ func TestRealLeftoversAreClearedAway(t *testing.T) {
 	r.clean()
 }
 
+// A shim that starts a process waits for who reads its output, and answers nothing about the container meanwhile.
+func TestRealAgentIsKilledWhileItExecutes(t *testing.T) {
+	t.Parallel()
+	r, _ := newRealRig(t)
+	id := r.running("a", obedient)
+	c := r.parts.Client
+	r.stop()
+
+	const left = execPrefix + "left"
+	dir := filepath.Join(r.parts.ExecDir, "fifo", left)
+	r.must(os.MkdirAll(dir, 0o700))
+	r.must(syscall.Mkfifo(filepath.Join(dir, "stdout"), 0o600))
+	r.must(syscall.Mkfifo(filepath.Join(dir, "stderr"), 0o600))
+	process := rspec.Process{Args: []string{"sleep", "1000"}, Env: []string{"PATH=/bin"}, Cwd: "/"}
+	r.must(c.Tasks.Exec(t.Context(), id, left, process, containerd.IO{Stdout: dir + "/stdout", Stderr: dir + "/stderr"}))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // for so long the shim waits
+	time.AfterFunc(500*time.Millisecond, cancel)
+	if _, err := c.Tasks.Start(ctx, id, left); err == nil {
+		t.Fatal("it has started, and nobody reads what it says")
+	}
+
+	begin := time.Now()
+	r.start()
+	code, err := r.Exec(t.Context(), id, ctrmodel.ExecOptions{Args: []string{"true"}}, ctrmodel.Streams{})
+	if took := time.Since(begin); err != nil || code != 0 || took > sweepTimeout {
+		t.Errorf("the next process ended after %v: exit code %d, %v", took, code, err)
+	}
+	if _, err := c.Tasks.Get(t.Context(), id, left); !gone(err) {
+		t.Errorf("what was executed goes on: %v", err)
+	}
+	r.must(r.Remove(t.Context(), id, true, ctrmodel.StopOptions{Signal: "KILL"}))
+	r.clean()
+}
+
 // A container is what it was made of, whatever the name of the image has come to stand for.
 func TestRealMovedTag(t *testing.T) {
 	t.Parallel()
