@@ -20,8 +20,6 @@ import (
 var suites = []struct {
 	pkg   string
 	short string // those of them that always run
-	skip  string // those that cannot run there
-	extra string // and why
 }{
 	{pkg: "platform/ocispec", short: "KeepsItsLimits|IsConfined"},
 	{pkg: "platform/containerd"},
@@ -154,18 +152,14 @@ func (c *car) passes() {
 			continue
 		}
 		c.t.Run(s.pkg, func(t *testing.T) {
-			args := "-test.v -test.timeout 50m"
+			args := "-test.v -test.timeout 50m -test.parallel 1"
 			if !long {
 				args += " -test.run '" + s.short + "'"
-			}
-			if s.skip != "" {
-				t.Logf("without %s: %s", s.skip, s.extra)
-				args += " -test.skip '" + s.skip + "'"
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 			defer cancel()
 			out, err := c.vm.Run(ctx, fmt.Sprintf(`cd %[1]s/src/%[2]s
-TMPDIR=%[1]s/tmp SDVBOX_REQUIRE=%[4]s ./suite.test %[3]s >../out 2>&1 && grep -E '^ *--- ' ../out || { tail -c 20000 ../out; exit 1; }`, suiteDir, s.pkg, args, os.Getenv("SDVBOX_REQUIRE")))
+TMPDIR=%[1]s/tmp SDVBOX_REQUIRE=%[4]s SDVBOX_PATIENCE=5 ./suite.test %[3]s >../out 2>&1 && grep -E '^ *--- ' ../out || { tail -c 20000 ../out; exit 1; }`, suiteDir, s.pkg, args, os.Getenv("SDVBOX_REQUIRE")))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -197,14 +197,15 @@ func (r *rig) must(err error) {
 // await waits until a condition is met.
 func (r *rig) await(what string, met func() bool) {
 	r.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !met(); time.Sleep(10 * time.Millisecond) {
+	limit := ctragent.Patient(30 * time.Second)
+	for end := time.Now().Add(limit); !met(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			list, err := r.List(r.t.Context())
 			var all strings.Builder
 			for _, c := range list {
 				fmt.Fprintf(&all, "\n%s %s %+v", c.ID, c.Name, c.State)
 			}
-			r.t.Fatalf("%s: not within 30 s; there are%s %v", what, &all, err)
+			r.t.Fatalf("%s: not within %v; there are%s %v", what, limit, &all, err)
 		}
 	}
 }
