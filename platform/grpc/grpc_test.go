@@ -1021,7 +1021,7 @@ func FuzzReadMessage(f *testing.F) {
 func FuzzMessageOfAStatus(f *testing.F) {
 	f.Add("a%20b%")
 	f.Add(strings.Repeat("ä", maxStatus))
-	f.Add(strings.Repeat("\x91", maxStatus))
+	f.Add(strings.Repeat("\x91", 2*maxStatus))
 	f.Fuzz(func(t *testing.T, s string) {
 		encoded := encodeMessage(s)
 		if strings.ContainsFunc(encoded, func(c rune) bool { return c < ' ' || c > '~' }) {
