@@ -187,7 +187,15 @@ func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container, image image
 	io := containerd.IO{Stdin: fifos.Stdin, Stdout: fifos.Stdout, Stderr: fifos.Stderr, Terminal: c.IOConfig.TTY}
 	whole, cancel := whole(ctx)
 	defer cancel()
-	if _, err := m.Client.Tasks.Create(whole, c.ID, mounts, io, m.options(c)); err != nil {
+	_, err = m.Client.Tasks.Create(whole, c.ID, mounts, io, m.options(c))
+	if dir := leftover(err); dir != "" {
+		if ok, rerr := m.reclaim(whole, c.ID, dir); rerr != nil {
+			err = fmt.Errorf("%w; cannot clear it away: %w", err, rerr)
+		} else if ok {
+			_, err = m.Client.Tasks.Create(whole, c.ID, mounts, io, m.options(c))
+		}
+	}
+	if err != nil {
 		return 0, started(err)
 	}
 	n, err := m.Client.Tasks.Start(whole, c.ID, "")
@@ -210,7 +218,8 @@ func started(err error) error {
 	}
 	kind := ctrmodel.FailedPrecondition
 	// An agent that was killed has been starting it: containerd still clears the directory of that shim away.
-	if text := err.Error(); strings.Contains(text, "failed to start shim: ") && strings.Contains(text, "/io.containerd.runtime.v2.task/") {
+	if text := err.Error(); leftover(err) != "" ||
+		strings.Contains(text, "failed to start shim: ") && strings.Contains(text, "/io.containerd.runtime.v2.task/") {
 		kind = ctrmodel.Unavailable
 	}
 	return ctrmodel.Errorf(kind, "%w", err)

@@ -819,11 +819,55 @@ func TestRealNetwork(t *testing.T) {
 	}
 }
 
+// A task of which containerd does not know any more must not keep its container from starting.
+func TestRealTaskIsForgotten(t *testing.T) {
+	t.Parallel()
+	r, d := newRealRig(t)
+	id := r.running("a", obedient)
+	before := r.get(id).State.PID
+	r.stop()
+	d.Kill()
+	dir := filepath.Join(d.Dir, "state/io.containerd.runtime.v2.task", r.parts.Namespace, id)
+	r.must(os.Rename(dir, d.Dir+"/aside"))
+	d.Run()
+	r.must(os.Rename(d.Dir+"/aside", dir))
+	hidden := filepath.Join(filepath.Dir(dir), "."+id)
+	r.must(os.MkdirAll(filepath.Join(hidden, "rootfs"), 0o700))
+	now := time.Now()
+	r.must(os.Chtimes(dir, now, now))
+
+	r.start()
+	r.await(id, "refused", func(c *ctrmodel.Container) bool { return strings.Contains(c.State.Error, "mkdir "+dir+": file exists") })
+	if syscall.Kill(int(before), 0) != nil {
+		t.Error("something was cleared away that containerd may be busy with")
+	}
+	r.must(os.Chtimes(dir, now, now.Add(-2*abandoned)))
+	r.await(id, "started anew", func(c *ctrmodel.Container) bool { return c.State.Running && c.State.PID != before })
+	if syscall.Kill(int(before), 0) == nil {
+		t.Error("the process that was forgotten goes on")
+	}
+	if shims := d.Shims(); len(shims) != 1 {
+		t.Errorf("there are the shims %+v, expected one", shims)
+	}
+	r.must(r.Stop(t.Context(), id, force))
+	if left, _ := filepath.Glob(filepath.Dir(dir) + "/*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if _, err := os.Stat(hidden); err == nil {
+		t.Errorf("left behind: %s", hidden)
+	}
+	r.must(r.Start(t.Context(), id)) // its files are all there
+	r.must(r.Remove(t.Context(), id, true, force))
+	r.clean()
+}
+
 // A start that comes while containerd clears up after one that has been cut off may work later; others may not.
 func TestFailedStartsHaveKinds(t *testing.T) {
 	const dir = "/run/containerd/io.containerd.runtime.v2.task/ns/1"
 	for text, want := range map[string]ctrmodel.Kind{
 		"failed to start shim: mkdir " + dir + ": file exists":                                                                                ctrmodel.Unavailable,
+		"mkdir " + dir + ": file exists":                                                                                                      ctrmodel.Unavailable,
+		"failed to create shim task: OCI runtime create failed: mkdir " + dir + "/rootfs/x: file exists":                                      ctrmodel.FailedPrecondition,
 		"failed to start shim: start failed: open shim log pipe: error creating fifo " + dir + "/log: no such file or directory":              ctrmodel.Unavailable,
 		"failed to start shim: failed to resolve runtime path: runtime \"io.containerd.none.v1\" binary not installed":                        ctrmodel.FailedPrecondition,
 		"failed to create shim task: OCI runtime create failed: exec: \"nothing-there\": executable file not found in $PATH: " + dir + "/log": ctrmodel.FailedPrecondition,
