@@ -65,6 +65,7 @@ func (p Place) take(ctx context.Context) (list List, err error) {
 // Await waits until there is no more and no less than what is wanted: some things are cleared away in the background.
 func (p Place) Await(tb testing.TB, want List, patience time.Duration) {
 	tb.Helper()
+	patience = ctrd.Patient(patience)
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		list, err := p.take(tb.Context())
 		diff := ""

@@ -200,12 +200,13 @@ func (a *Agent) end(signal syscall.Signal) {
 		return
 	}
 	a.cmd.Process.Signal(signal)
+	limit := ctrd.Patient(20 * time.Second)
 	select {
 	case <-a.exited:
-	case <-time.After(20 * time.Second):
+	case <-time.After(limit):
 		a.cmd.Process.Kill()
 		<-a.exited
-		a.tb.Errorf("the agent did not end within 20 s of %v", signal)
+		a.tb.Errorf("the agent did not end within %v of %v", limit, signal)
 	}
 	a.cmd = nil
 }
@@ -251,7 +252,7 @@ func (a *Agent) Import(images ...*Image) {
 // Eventually waits until something is so, in the test that the agent is of.
 func (a *Agent) Eventually(limit time.Duration, what string, is func() bool) {
 	a.tb.Helper()
-	limit = Patient(limit)
+	limit = ctrd.Patient(limit)
 	for begin := time.Now(); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Since(begin) > limit {
 			a.tb.Fatalf("%s: not within %v", what, limit)
@@ -262,12 +263,6 @@ func (a *Agent) Eventually(limit time.Duration, what string, is func() bool) {
 		default:
 		}
 	}
-}
-
-// Patient is how long to wait on this machine, which is SDVBOX_PATIENCE times as slow as others, for what others have done within limit.
-func Patient(limit time.Duration) time.Duration {
-	n, _ := strconv.Atoi(os.Getenv("SDVBOX_PATIENCE"))
-	return limit * time.Duration(max(n, 1))
 }
 
 // Command is another applet of the same build, as kanto-cm, with this agent.

@@ -263,3 +263,9 @@ func Build(version string) (dir string, err error) {
 	}
 	return dir, os.Rename(half, dir)
 }
+
+// Patient is how long to wait on this machine, which is SDVBOX_PATIENCE times as slow as others, for what others have done within limit.
+func Patient(limit time.Duration) time.Duration {
+	n, _ := strconv.Atoi(os.Getenv("SDVBOX_PATIENCE"))
+	return limit * time.Duration(max(n, 1))
+}

@@ -159,7 +159,7 @@ func (c *car) passes() {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 			defer cancel()
 			out, err := c.vm.Run(ctx, fmt.Sprintf(`cd %[1]s/src/%[2]s
-TMPDIR=%[1]s/tmp SDVBOX_REQUIRE=%[4]s SDVBOX_PATIENCE=5 ./suite.test %[3]s >../out 2>&1 && grep -E '^ *--- ' ../out || { tail -c 20000 ../out; exit 1; }`, suiteDir, s.pkg, args, os.Getenv("SDVBOX_REQUIRE")))
+TMPDIR=%[1]s/tmp SDVBOX_REQUIRE=%[4]s SDVBOX_PATIENCE=5 ./suite.test %[3]s >../out 2>&1 && grep -E '^ *--- ' ../out || { cat ../out; exit 1; }`, suiteDir, s.pkg, args, os.Getenv("SDVBOX_REQUIRE")))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -32,6 +32,7 @@ import (
 	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
 	"sdvbox/testing/ctragent"
+	"sdvbox/testing/ctrd"
 )
 
 // failure is what an error has to be.
@@ -199,12 +200,12 @@ func badRegistry(t *testing.T, l *lab) {
 	for _, name := range []string{"/silent:1", "/cut:1"} {
 		t.Run(name[1:], func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), ctrd.Patient(3*time.Second))
 			defer cancel()
 			begin := time.Now()
 			_, err := l.Create(ctx, from(r.Host+name))
 			fails(ctrmodel.DeadlineExceeded).check(t, "create", err)
-			if took := time.Since(begin); took > 10*time.Second {
+			if took := time.Since(begin); took > ctrd.Patient(10*time.Second) {
 				t.Errorf("took %v", took)
 			}
 			if name != "/cut:1" {

@@ -651,7 +651,7 @@ func neighbours(t *testing.T, l *lab) {
 		out, _ := b.probe("dial", network, "server:7000")
 		equal(t, "answer by "+network, out, "radio-server")
 	}
-	conn, err := net.DialTimeout("tcp", net.JoinHostPort(six, "7000"), 2*time.Second)
+	conn, err := net.DialTimeout("tcp", net.JoinHostPort(six, "7000"), ctrd.Patient(2*time.Second))
 	if err != nil {
 		t.Errorf("from the host: %v", err)
 	} else {
@@ -671,12 +671,12 @@ func neighbours(t *testing.T, l *lab) {
 }
 
 func ask(network, address string) (string, error) {
-	conn, err := net.DialTimeout(network, address, time.Second)
+	conn, err := net.DialTimeout(network, address, ctrd.Patient(time.Second))
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(time.Second))
+	conn.SetDeadline(time.Now().Add(ctrd.Patient(time.Second)))
 	fmt.Fprintln(conn, "hello")
 	answer := make([]byte, 100)
 	n, err := conn.Read(answer)
@@ -1029,7 +1029,7 @@ func hooks(t *testing.T, l *lab) {
 		c.Hooks = []ctrmodel.Hook{{Path: "/bin/sleep", Args: []string{"sleep", "1000"}, Timeout: 1}}
 	})
 	begin := time.Now()
-	if err := l.Start(t.Context(), hanging.id); err == nil || time.Since(begin) > 10*time.Second {
+	if err := l.Start(t.Context(), hanging.id); err == nil || time.Since(begin) > ctrd.Patient(10*time.Second) {
 		t.Errorf("a hook that hangs: %v after %v", err, time.Since(begin))
 	}
 }

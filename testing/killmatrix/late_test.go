@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/testing/ctrd"
 )
 
 // shutDown ends all there is, as a device does that loses power, and what is only in memory goes with it.
@@ -89,7 +90,7 @@ func TestContainerdComesLateAfterALossOfPower(t *testing.T) {
 		return err == nil && len(list) == 7
 	})
 	begin := time.Now()
-	if err := r.Start(t.Context(), fresh); ctrmodel.KindOf(err) != ctrmodel.Unavailable || time.Since(begin) > 5*time.Second {
+	if err := r.Start(t.Context(), fresh); ctrmodel.KindOf(err) != ctrmodel.Unavailable || time.Since(begin) > ctrd.Patient(5*time.Second) {
 		t.Errorf("start without containerd: %v after %v", err, time.Since(begin))
 	}
 	if out, _, code := r.Run("kanto-cm", "list"); code != 0 || !strings.Contains(out, "faithful") {

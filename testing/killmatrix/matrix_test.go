@@ -432,7 +432,7 @@ func (m *matrix) play(op operation, at instant, kill func(*matrix) (again func()
 	m.t.Helper()
 	m.hit, m.hitKeeper = "", false
 	op.begin(m)
-	ctx, cancel := context.WithTimeout(m.t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(m.t.Context(), ctrd.Patient(40*time.Second))
 	defer cancel()
 	watch := m.watchSteps()
 	defer watch.close()
@@ -506,7 +506,7 @@ func (m *matrix) tidyContainerd() {
 		}
 		return list
 	}
-	for end := time.Now().Add(3 * time.Second); len(stray()) > 0 && time.Now().Before(end); {
+	for end := time.Now().Add(ctrd.Patient(3 * time.Second)); len(stray()) > 0 && time.Now().Before(end); {
 		time.Sleep(20 * time.Millisecond)
 	}
 	for _, s := range stray() {

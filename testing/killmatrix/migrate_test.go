@@ -24,6 +24,7 @@ import (
 	"sdvbox/platform/ctrmodel"
 	"sdvbox/platform/ocispec"
 	"sdvbox/testing/ctragent"
+	"sdvbox/testing/ctrd"
 )
 
 // peer is the environment variable with the path of the original container management. Nothing of it is part of sdvbox.
@@ -117,7 +118,7 @@ func TestContainersOfTheRealOriginalAreTakenOver(t *testing.T) {
 
 			original, client := r.startOriginal(program)
 			running := []string{"counting-id", "faithful-id", "once-id"}
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), ctrd.Patient(time.Minute))
 			defer cancel()
 			pids, address := map[string]int64{}, ""
 			for _, c := range []*ctrmodel.Container{
@@ -187,7 +188,7 @@ func TestContainersOfTheRealOriginalAreTakenOver(t *testing.T) {
 func (r *rig) reachable(address string) {
 	r.t.Helper()
 	r.inside(func() {
-		conn, err := net.DialTimeout("tcp4", net.JoinHostPort(address, "9"), 3*time.Second)
+		conn, err := net.DialTimeout("tcp4", net.JoinHostPort(address, "9"), ctrd.Patient(3*time.Second))
 		if err == nil {
 			conn.Close()
 		}

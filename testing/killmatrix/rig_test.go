@@ -53,7 +53,11 @@ func TestMain(m *testing.M) {
 		// What runc and shims keep there.
 		if err = errors.Join(os.MkdirAll("/run/containerd", 0o711), unix.Mount("tmpfs", "/run/containerd", "tmpfs", 0, "")); err == nil {
 			flag.Parse()
-			flag.Set("test.parallel", "4") // most of the time, all of them wait
+			asked := false
+			flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
+			if !asked {
+				flag.Set("test.parallel", "4") // most of the time, all of them wait
+			}
 			code = m.Run()
 		}
 	default:
@@ -197,7 +201,7 @@ func (r *rig) must(err error) {
 // await waits until a condition is met.
 func (r *rig) await(what string, met func() bool) {
 	r.t.Helper()
-	limit := ctragent.Patient(30 * time.Second)
+	limit := ctrd.Patient(30 * time.Second)
 	for end := time.Now().Add(limit); !met(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			list, err := r.List(r.t.Context())
@@ -283,7 +287,7 @@ func (r *rig) remove(id string) {
 
 // look asks the agent for a container and containerd for its process, 0 if there is none.
 func (r *rig) look(id string) (c *ctrmodel.Container, pid int64, err error) {
-	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), ctrd.Patient(5*time.Second))
 	defer cancel()
 	if c, err = r.Get(ctx, id); err != nil {
 		return nil, 0, err
