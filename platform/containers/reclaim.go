@@ -49,6 +49,9 @@ func (m *machine) reclaim(ctx context.Context, id, dir string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	if filepath.Base(dir) != id {
+		return false, fmt.Errorf("%s is not the directory of task %s", dir, id)
+	}
 	if age := time.Since(info.ModTime()); age.Abs() < abandoned { // whose clock is set may have files of the future
 		return false, nil
 	}
