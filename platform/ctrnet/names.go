@@ -6,11 +6,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/ctrmodel"
 )
@@ -32,17 +35,46 @@ func (n *Network) writeFiles(s *sandbox, names []string, owner map[string]*sandb
 		rewrite(n.file(s.ID, "resolv.conf"), n.resolvConf(s)))
 }
 
-// rewrite changes a file that is mounted in a container, so it must stay the same file; and it is never seen empty.
+// rewrite changes a file that is mounted in a container, so it must stay the same file; and it is never seen empty. Who is root in
+// the container can write to it, too.
 func rewrite(path, text string) error {
-	if have, err := os.ReadFile(path); err == nil && string(have) == text {
+	if holds(path, text) {
 		return nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
+	f, err := openFile(path, os.O_WRONLY|os.O_CREATE)
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteAt([]byte(text), 0)
 	return errors.Join(err, f.Truncate(int64(len(text))), f.Close())
+}
+
+// holds reports whether a file is just this text. It may have been made larger than all memory.
+func holds(path, text string) bool {
+	f, err := openFile(path, os.O_RDONLY)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || fi.Size() != int64(len(text)) {
+		return false
+	}
+	have := make([]byte, len(text))
+	_, err = io.ReadFull(f, have)
+	return err == nil && string(have) == text
+}
+
+// openFile opens a regular file without waiting for those who have a lease of it.
+func openFile(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(err, errors.New(path+" is no file"))
+	}
+	return f, nil
 }
 
 // names are the sandboxes behind the bridge by what they are called: a name that several have means none of them. The list is of

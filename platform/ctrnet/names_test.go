@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/ctrmodel"
 )
@@ -169,6 +170,66 @@ func TestContainerWithoutANetworkKnowsItself(t *testing.T) {
 	detach(t, n, c)
 	if after := traces(t, n); after != before {
 		t.Errorf("left:\n%s\nwant\n%s", after, before)
+	}
+}
+
+// Who is root in a container can do to its files what root can do to the content of a file.
+func TestFilesAreMadeRightWhateverAContainerDoesToThem(t *testing.T) {
+	const text = "127.0.0.1\tlocalhost\n"
+	for _, test := range []struct {
+		what string
+		do   func(path string) error
+	}{
+		{"nothing", func(string) error { return nil }},
+		{"cut", func(path string) error { return os.Truncate(path, 3) }},
+		{"other text", func(path string) error { return os.WriteFile(path, bytes.ToUpper([]byte(text)), 0) }},
+		{"more text", func(path string) error { return os.WriteFile(path, []byte(text+text), 0) }},
+		{"more than there is memory", func(path string) error { return os.Truncate(path, 1<<40) }},
+	} {
+		path := filepath.Join(t.TempDir(), "hosts")
+		check(os.WriteFile(path, []byte(text), 0o644))
+		file := inode(t, path)
+		check(test.do(path))
+		if err := rewrite(path, text); err != nil || read(t, path) != text || inode(t, path) != file {
+			t.Errorf("%s: %v, %q", test.what, err, read(t, path))
+		}
+	}
+}
+
+func TestNobodyWaitsForAContainerThatHasALeaseOfItsFiles(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hosts")
+	check(os.WriteFile(path, []byte("x"), 0o644))
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	check(err)
+	defer f.Close()
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Skip(err)
+	}
+	begin := time.Now()
+	if err := rewrite(path, "y"); err == nil || time.Since(begin) > 5*time.Second { // the kernel gives the container 45 s
+		t.Errorf("%v after %v", err, time.Since(begin))
+	}
+	f.Close()
+	if err := rewrite(path, "y"); err != nil || read(t, path) != "y" {
+		t.Errorf("without the lease: %v", err)
+	}
+}
+
+func TestNothingButAFileIsWritten(t *testing.T) {
+	dir := t.TempDir()
+	for name, make := range map[string]func(path string) error{
+		"link":      func(path string) error { return os.Symlink(dir+"/target", path) },
+		"FIFO":      func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
+	} {
+		path := filepath.Join(dir, name)
+		check(make(path))
+		if err := rewrite(path, "x"); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if _, err := os.Stat(dir + "/target"); err == nil {
+		t.Error("a link was followed")
 	}
 }
 
