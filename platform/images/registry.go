@@ -103,27 +103,33 @@ func hostOf(registry string) string {
 
 func loopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
 
-// scheme finds out what an insecure registry talks.
+// scheme finds out what an insecure registry talks. HTTP is not, if it leads to HTTPS or if what answers is no registry.
 func (s *Store) scheme(ctx context.Context, client *http.Client, host string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.Stall)
-	defer cancel()
-	var errs []error
-	for _, scheme := range []string{"http://", "https://"} {
+	ask := func(scheme string, patience time.Duration) (*http.Response, error) {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+host+"/v2/", nil)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		resp, err := client.Do(req)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		if err == nil {
+			resp.Body.Close()
 		}
-		resp.Body.Close()
-		if scheme == "https://" || resp.StatusCode != http.StatusBadRequest { // which is what a TLS server says to HTTP
-			return scheme, nil
-		}
+		return resp, err
 	}
-	return "", fmt.Errorf("%w; %w", errs[0], errs[1])
+	resp, err := ask("http://", s.Stall/3) // a firewall may swallow it
+	if err == nil {
+		from := resp.Request.URL
+		if from.Host == host && (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusUnauthorized) {
+			return from.Scheme + "://", nil
+		}
+		err = fmt.Errorf("%s: %s", from, resp.Status)
+	}
+	if _, again := ask("https://", s.Stall); again != nil {
+		return "", fmt.Errorf("%w; %w", err, again)
+	}
+	return "https://", nil
 }
 
 func (r *repository) close() { r.client.Client.CloseIdleConnections() }

@@ -40,9 +40,10 @@ func TestARegistryIsNotSilentWhileNobodyReads(t *testing.T) {
 		w.Write(make([]byte, size))
 		return false
 	})
-	s := must(New(Config{Stall: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}))(t)
+	s := must(New(Config{Log: slog.New(slog.DiscardHandler)}))(t)
 	repo := must(s.connect(t.Context(), must(parseRef(r.at("x/app:1")))(t)))(t)
 	defer repo.close()
+	repo.stall = 200 * time.Millisecond
 	resp := must(repo.get(t.Context(), "/blobs/x", "", 0))(t)
 	defer resp.Body.Close()
 	for _, n := range []int64{1, size - 1} {
