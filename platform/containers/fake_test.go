@@ -325,6 +325,9 @@ func (f *fake) Limit(_ context.Context, c *ctrmodel.Container) error {
 		return err
 	}
 	defer unlock()
+	if f.box(c.ID).task == NoTask {
+		return errors.New("no such task")
+	}
 	f.box(c.ID).limits = c.HostConfig.Resources
 	return nil
 }

@@ -369,3 +369,59 @@ func TestNothingIsCommittedThatHasNeverRun(t *testing.T) {
 		r.inCharge(old)
 	}
 }
+
+// An order may come before anybody has looked whether the process is still there that the record tells of.
+func TestOrderBeforeTheFirstLook(t *testing.T) {
+	t.Parallel()
+	update := ctrmodel.UpdateOptions{Resources: &ctrmodel.Resources{Memory: "64M"}}
+	for _, c := range []struct {
+		name    string
+		order   func(*actor, context.Context) error
+		refused bool            // while there is a process
+		lost    ctrmodel.Status // after it, if there is none; Unknown: the container is gone
+	}{
+		{"start", (*actor).start, true, ctrmodel.Running},
+		{"switch", (*actor).succeed, false, ctrmodel.Running},
+		{"update", func(a *actor, ctx context.Context) error { return a.update(ctx, update) }, false, ctrmodel.Exited},
+		{"remove", func(a *actor, ctx context.Context) error { return a.remove(ctx, false, force) }, true, ctrmodel.Unknown},
+	} {
+		for _, lost := range []bool{false, true} {
+			r := newRig(t)
+			id := r.running("a", policy(ctrmodel.RestartNever, 0))
+			r.stop()
+			if lost {
+				r.fake.boxes[id].task = NoTask
+				r.boot = "another one"
+			}
+			r.fake.setDown(true)
+			r.start()
+			a, err := r.actor(id)
+			r.must(err)
+			o := newOrder(starting, func(a *actor, ctx context.Context) error {
+				r.fake.setDown(false)
+				for r.Ready() != nil {
+					time.Sleep(time.Millisecond)
+				}
+				return c.order(a, ctx)
+			})
+			a.orders <- o
+			err = o.wait(t.Context())
+			want, launched := ctrmodel.Running, 1
+			if lost {
+				want = c.lost
+			}
+			if lost && want == ctrmodel.Running {
+				launched = 2
+			}
+			if refused := ctrmodel.KindOf(errors.Join(err)) == ctrmodel.FailedPrecondition; refused != (c.refused && !lost) || err != nil && !refused {
+				t.Errorf("%s, process lost: %v: %v", c.name, lost, err)
+			}
+			if s := a.view.Load().State.Status; s != want && want != ctrmodel.Unknown {
+				t.Errorf("%s, process lost: %v: then it is %v, expected %v", c.name, lost, s, want)
+			} else if n := r.fake.launched(id); want == ctrmodel.Running && n != launched {
+				t.Errorf("%s, process lost: %v: launched %d times", c.name, lost, n)
+			}
+			r.stop()
+		}
+	}
+}

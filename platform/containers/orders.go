@@ -75,6 +75,15 @@ func (a *actor) lives() error {
 	return nil
 }
 
+// verify makes sure that a process which the record tells of is there: it may have gone with the machine, or with containerd,
+// and nobody has looked yet.
+func (a *actor) verify(ctx context.Context) error {
+	if a.rec.State.HasProcess() && !a.proc.alive() {
+		return a.keep(ctx)
+	}
+	return nil
+}
+
 // begin writes down that there is to be a process.
 func (a *actor) begin() error {
 	if err := a.startable(); err != nil {
@@ -96,6 +105,9 @@ func (a *actor) begin() error {
 
 // start tries once.
 func (a *actor) start(ctx context.Context) error {
+	if err := a.verify(ctx); err != nil {
+		return err
+	}
 	if err := a.begin(); err != nil {
 		return err
 	}
@@ -108,6 +120,14 @@ func (a *actor) start(ctx context.Context) error {
 		return err
 	}
 	return a.lives()
+}
+
+// succeed is a start, if there is no process, of the container that has been switched to.
+func (a *actor) succeed(ctx context.Context) error {
+	if err := a.verify(ctx); err != nil || a.rec.State.HasProcess() {
+		return err
+	}
+	return a.start(ctx)
 }
 
 // ensure is a start, if there is no process, of which the restart policy takes care if it fails.
@@ -230,6 +250,9 @@ func (a *actor) resume(ctx context.Context) error {
 }
 
 func (a *actor) update(ctx context.Context, o ctrmodel.UpdateOptions) error {
+	if err := a.verify(ctx); err != nil {
+		return err
+	}
 	before := a.rec.HostConfig
 	changed, err := a.rec.Update(o)
 	if err != nil || !changed {
@@ -286,8 +309,13 @@ func (a *actor) retreat(ctx context.Context, o ctrmodel.StopOptions) error {
 }
 
 func (a *actor) remove(ctx context.Context, force bool, o ctrmodel.StopOptions) error {
-	if a.rec.State.HasProcess() && !force {
-		return a.refuse("is " + a.rec.State.Status.String() + ", stop it first or use force")
+	if !force {
+		if err := a.verify(ctx); err != nil {
+			return err
+		}
+		if a.rec.State.HasProcess() {
+			return a.refuse("is " + a.rec.State.Status.String() + ", stop it first or use force")
+		}
 	}
 	o.Force = true
 	if a.rec.Switched && a.e.there(a.rec.Replaces) && a.rec.State.Status != ctrmodel.Dead {

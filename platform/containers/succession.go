@@ -82,12 +82,7 @@ func (e *Engine) Switch(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return e.do(ctx, id, starting, func(a *actor, ctx context.Context) error {
-		if a.rec.State.HasProcess() {
-			return nil
-		}
-		return a.start(ctx)
-	})
+	return e.do(ctx, id, starting, (*actor).succeed)
 }
 
 // Commit removes the container that has been replaced.
