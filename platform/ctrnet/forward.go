@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,7 +67,7 @@ func (n *Network) passOn() error {
 		return nil
 	}
 	if n.cfg.IPv6 {
-		if err := forwardIPv6(); err != nil {
+		if err := n.forwardIPv6(); err != nil {
 			return err
 		}
 	}
@@ -85,17 +86,34 @@ func (n *Network) saveForwarding() error {
 }
 
 // forwardIPv6 lets a host forward that goes on listening to routers, which it would not do unless told to.
-func forwardIPv6() error {
+func (n *Network) forwardIPv6() error {
 	if isSet(forward6, "1") {
 		return nil
 	}
 	devices, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
 	for _, path := range devices {
+		if n.isOurs(filepath.Base(filepath.Dir(path))) {
+			continue
+		}
 		if name := strings.TrimPrefix(path, "/proc/sys/net/"); isSet(name, "1") {
 			err = errors.Join(err, setSysctl(name, "2"))
 		}
 	}
 	return errors.Join(err, setSysctl(forward6, "1"))
+}
+
+// isOurs reports whether a device is the bridge or our end of a cable.
+func (n *Network) isOurs(device string) bool {
+	return device == n.cfg.Bridge || strings.HasPrefix(device, linkPrefix)
+}
+
+// ignoreRouters keeps the host from sending by a container what is for others, only because it says that it is a router.
+func ignoreRouters(device string) error {
+	name := "ipv6/conf/" + device + "/accept_ra"
+	if _, err := os.Stat("/proc/sys/net/" + name); errors.Is(err, fs.ErrNotExist) { // no IPv6
+		return nil
+	}
+	return setSysctl(name, "0")
 }
 
 // routeLoopback lets, or does not let, packets pass from the host's own loopback address to a published port. It is the rules that
@@ -105,9 +123,10 @@ func (n *Network) routeLoopback(value string) error {
 }
 
 // allowBridge prepares the bridge for what comes from and goes to containers.
-func (n *Network) allowBridge() (err error) {
+func (n *Network) allowBridge() error {
+	err := ignoreRouters(n.cfg.Bridge)
 	if !n.cfg.Rules {
-		err = n.routeLoopback("0") // an agent before may have had rules
+		err = errors.Join(err, n.routeLoopback("0")) // an agent before may have had rules
 	}
 	if n.cfg.IPv6 {
 		conf := "ipv6/conf/" + n.cfg.Bridge

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -102,6 +103,95 @@ func TestHostDoesNotBecomeARouterBecauseOfContainers(t *testing.T) {
 				n = restart(t, n, c.ID)
 			}
 		})
+	}
+}
+
+func acceptRA(device string) string { return "ipv6/conf/" + device + "/accept_ra" }
+
+// advertise says in a namespace, as a router does, that all that is for others is to be sent there.
+func advertise(netNS string) {
+	within(netNS, func() {
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+		check(err)
+		defer unix.Close(fd)
+		check(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255))
+		eth, err := net.InterfaceByName("eth0")
+		check(err)
+		to := &unix.SockaddrInet6{ZoneId: uint32(eth.Index), Addr: netip.MustParseAddr("ff02::1").As16()}
+		advertisement := []byte{134, 0, 0, 0, 64, 0x08, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0} // of high preference, for half an hour
+		unix.Sendto(fd, advertisement, 0, to) // fails until its address is sure to be the only one
+	})
+}
+
+// defaultRoutes are those of the host for IPv6 by a device.
+func defaultRoutes(device string) (list []netlink.Route) {
+	all, err := netlink.RouteList(mustLink(device), netlink.FAMILY_V6)
+	check(err)
+	for _, r := range all {
+		if r.Dst == nil || r.Dst.IP.IsUnspecified() {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+func TestContainerDoesNotBecomeTheRouterOfTheHost(t *testing.T) {
+	needRoot(t)
+	for _, ip6 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("IPv6 %v", ip6), func(t *testing.T) {
+			check(setSysctl(forward6, "0"))
+			check(setSysctl(acceptRA("out0"), "1"))
+			n := newNetwork(t, func(c *Config) { c.IPv6 = ip6 })
+			c := container("one")
+			netNS := attach(t, n, c)
+			cable := n.linkName(c.ID)
+			for _, device := range []string{n.cfg.Bridge, cable} {
+				if !isSet(acceptRA(device), "0") {
+					t.Errorf("%s listens to routers: accept_ra is %s", device, read(t, "/proc/sys/net/"+acceptRA(device)))
+				}
+			}
+			if ip6 && !isSet(acceptRA("out0"), "2") {
+				t.Error("the host does not listen to routers in its own networks any more")
+			}
+
+			check(setSysctl(acceptRA(n.cfg.Bridge), "2"))
+			for begin := time.Now(); len(defaultRoutes(n.cfg.Bridge)) == 0; time.Sleep(50 * time.Millisecond) {
+				if advertise(netNS); time.Since(begin) > 10*time.Second {
+					t.Fatal("the container is not even taken for a router if it may be one")
+				}
+			}
+			n = restart(t, n, c.ID)
+			for _, r := range defaultRoutes(n.cfg.Bridge) {
+				check(netlink.RouteDel(&r))
+			}
+			for range 10 {
+				advertise(netNS)
+				time.Sleep(20 * time.Millisecond)
+			}
+			if routes := defaultRoutes(n.cfg.Bridge); len(routes) > 0 {
+				t.Errorf("the host sends by the container: %v", routes)
+			}
+		})
+	}
+}
+
+// Those of an agent before may still listen.
+func TestOurOwnDevicesAreNotToldToListenToRouters(t *testing.T) {
+	n := newNetwork(t, nil)
+	c := container("one")
+	attach(t, n, c)
+	check(setSysctl(forward6, "0"))
+	check(setSysctl(acceptRA(n.linkName(c.ID)), "1"))
+	check(setSysctl(acceptRA("out0"), "1"))
+	check(n.forwardIPv6())
+	if !isSet(acceptRA(n.linkName(c.ID)), "1") || !isSet(acceptRA("out0"), "2") {
+		t.Errorf("accept_ra: cable %s, host %s", read(t, "/proc/sys/net/"+acceptRA(n.linkName(c.ID))), read(t, "/proc/sys/net/"+acceptRA("out0")))
+	}
+}
+
+func TestKernelWithoutIPv6NeedNotIgnoreRouters(t *testing.T) {
+	if err := ignoreRouters("absent0"); err != nil {
+		t.Error(err)
 	}
 }
 

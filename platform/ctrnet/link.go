@@ -118,6 +118,9 @@ func address(p netip.Prefix) *netlink.Addr {
 
 // join connects our end of a cable to the bridge.
 func (n *Network) join(end, bridge netlink.Link) error {
+	if err := ignoreRouters(end.Attrs().Name); err != nil { // for when somebody takes it from the bridge
+		return err
+	}
 	if err := netlink.LinkSetMaster(end, bridge); err != nil {
 		return fmt.Errorf("connect %s: %w", end.Attrs().Name, err)
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -43,7 +42,7 @@ func (n *Network) Watch(ctx context.Context, interval time.Duration) error {
 		case update, ok := <-links:
 			if !ok {
 				links = nil
-			} else if name := update.Attrs().Name; settled == nil && (name == n.cfg.Bridge || strings.HasPrefix(name, linkPrefix)) {
+			} else if settled == nil && n.isOurs(update.Attrs().Name) {
 				settled = time.After(settle)
 			}
 			continue
