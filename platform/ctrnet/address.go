@@ -24,12 +24,12 @@ func (n *Network) parse() error {
 		return ctrmodel.Errorf(ctrmodel.InvalidArgument, "%sname %q: expected 1 to 15 characters", key, n.cfg.Bridge)
 	}
 	var err error
-	var bridge netip.Prefix
 	if n.cfg.IP4 != "" {
-		if bridge, err = netip.ParsePrefix(n.cfg.IP4); err != nil || !bridge.Addr().Is4() || bridge.Bits() > 30 {
+		n.wanted, err = netip.ParsePrefix(n.cfg.IP4)
+		if err != nil || !n.wanted.Addr().Is4() || n.wanted.Bits() > 30 {
 			return ctrmodel.Errorf(ctrmodel.InvalidArgument, "%sip4 %q: expected an address and bits, as in 172.17.0.1/16", key, n.cfg.IP4)
 		}
-		if bridge.Addr() == bridge.Masked().Addr() {
+		if n.wanted.Addr() == n.wanted.Masked().Addr() {
 			return ctrmodel.Errorf(ctrmodel.InvalidArgument, "%sip4 %q: this is the network; expected an address in it", key, n.cfg.IP4)
 		}
 	}
@@ -40,12 +40,12 @@ func (n *Network) parse() error {
 	}
 	if n.cfg.Fixed4 != "" {
 		n.fixed, err = netip.ParsePrefix(n.cfg.Fixed4)
-		if err != nil || n.fixed.Bits() < bridge.Bits() || !bridge.Contains(n.fixed.Addr()) {
+		if err != nil || n.fixed.Bits() < n.wanted.Bits() || !n.wanted.Contains(n.fixed.Addr()) {
 			return ctrmodel.Errorf(ctrmodel.InvalidArgument, "%sfcidr4 %q: expected a part of the network of ip4 %q", key, n.cfg.Fixed4, n.cfg.IP4)
 		}
 	}
 	if n.cfg.Gate4 != "" {
-		if n.gateway, err = netip.ParseAddr(n.cfg.Gate4); err != nil || !bridge.Contains(n.gateway) {
+		if n.gateway, err = netip.ParseAddr(n.cfg.Gate4); err != nil || !n.wanted.Contains(n.gateway) {
 			return ctrmodel.Errorf(ctrmodel.InvalidArgument, "%sgwip4 %q: expected an address in the network of ip4 %q", key, n.cfg.Gate4, n.cfg.IP4)
 		}
 	}
@@ -56,11 +56,15 @@ func (n *Network) parse() error {
 func (n *Network) elect() (netip.Prefix, error) {
 	for _, s := range n.sandboxes {
 		if s.Bridge.IsValid() {
+			if n.wanted.IsValid() && n.wanted != s.Bridge {
+				n.cfg.Log.Warn("the bridge keeps its network until the agent starts when no container is behind it",
+					"bridge", n.cfg.Bridge, "network", s.Bridge, "wanted", n.wanted)
+			}
 			return s.Bridge, nil
 		}
 	}
-	if n.cfg.IP4 != "" {
-		return netip.ParsePrefix(n.cfg.IP4)
+	if n.wanted.IsValid() {
+		return n.wanted, nil
 	}
 	if own := linkAddresses(n.cfg.Bridge); len(own) > 0 {
 		return own[0], nil
@@ -158,7 +162,7 @@ func (n *Network) assign(s *sandbox) error {
 		taken[other.IP4] = true
 	}
 	pool := n.bridge
-	if n.fixed.IsValid() {
+	if n.fixed.IsValid() && n.bridge == n.wanted {
 		pool = n.fixed
 	}
 	ip, ok := pick(pool, n.bridge, s.Name, taken)
@@ -196,7 +200,7 @@ func addTo(ip netip.Addr, i uint32) netip.Addr {
 
 // gate4 is the gateway of containers.
 func (n *Network) gate4() netip.Addr {
-	if n.gateway.IsValid() {
+	if n.gateway.IsValid() && n.bridge == n.wanted {
 		return n.gateway
 	}
 	return n.bridge.Addr()

@@ -48,6 +48,7 @@ type Config struct {
 // Network is the network of the containers of one agent.
 type Network struct {
 	cfg     Config
+	wanted  netip.Prefix // for the bridge; fixed and gateway are in it
 	fixed   netip.Prefix
 	gateway netip.Addr
 

@@ -714,6 +714,67 @@ func TestBridgeTakesANetworkThatIsFree(t *testing.T) {
 	}
 }
 
+func TestNetworkThatIsChangedWaitsForContainersToEnd(t *testing.T) {
+	for _, test := range []struct {
+		what   string
+		change func(*Config)
+		now    string // network and gateway of the next container while another one runs
+		then   string // and once none is there as the agent starts
+		waits  bool
+	}{
+		{"nothing", func(*Config) {}, "10.77.0.128/25 10.77.0.5", "10.77.0.128/25 10.77.0.5", false},
+		{"ip4", func(c *Config) { c.IP4, c.Fixed4, c.Gate4 = "10.78.0.1/24", "", "" }, "10.77.0.0/24 10.77.0.1", "10.78.0.0/24 10.78.0.1", true},
+		{"all", func(c *Config) { c.IP4, c.Fixed4, c.Gate4 = "10.78.0.1/24", "10.78.0.128/25", "10.78.0.5" },
+			"10.77.0.0/24 10.77.0.1", "10.78.0.128/25 10.78.0.5", true},
+		{"address only", func(c *Config) { c.IP4, c.Gate4 = "10.77.0.5/24", "10.77.0.5" }, "10.77.0.0/24 10.77.0.1", "10.77.0.128/25 10.77.0.5", true},
+		{"fcidr4", func(c *Config) { c.Fixed4 = "10.77.0.64/26" }, "10.77.0.64/26 10.77.0.5", "10.77.0.64/26 10.77.0.5", false},
+		{"gwip4", func(c *Config) { c.Gate4 = "" }, "10.77.0.128/25 10.77.0.1", "10.77.0.128/25 10.77.0.1", false},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			var log bytes.Buffer
+			n := newNetwork(t, func(c *Config) {
+				c.IP4, c.Fixed4, c.Gate4 = "10.77.0.1/24", "10.77.0.128/25", "10.77.0.5"
+				c.Log = slog.New(slog.NewTextHandler(&log, nil))
+			})
+			runs := container("runs")
+			attach(t, n, runs)
+			want := func(when string, c *ctrmodel.Container, want string) {
+				t.Helper()
+				e := c.NetworkSettings.Networks["bridge"]
+				network, gateway, _ := strings.Cut(want, " ")
+				if e.Gateway != gateway || !netip.MustParsePrefix(network).Contains(netip.MustParseAddr(e.IPAddress)) {
+					t.Errorf("%s: address %s, gateway %s, want %s", when, e.IPAddress, e.Gateway, want)
+				}
+			}
+			test.change(&n.cfg)
+			n = restart(t, n, runs.ID)
+			one, two := container("one"), container("two")
+			attach(t, n, one)
+			attach(t, n, two)
+			want("while another runs", one, test.now)
+			want("while another runs", two, test.now)
+			check(n.repair())
+			warnings := 0
+			if test.waits {
+				warnings = 1
+			}
+			if got := strings.Count(log.String(), "keeps its network"); got != warnings {
+				t.Errorf("%d warnings, want %d: %s", got, warnings, log.String())
+			}
+			for _, c := range []*ctrmodel.Container{runs, one, two} {
+				detach(t, n, c)
+			}
+			log.Reset()
+			n = restart(t, n)
+			attach(t, n, one)
+			want("when none is there", one, test.then)
+			if strings.Contains(log.String(), "keeps its network") {
+				t.Errorf("log: %s", log.String())
+			}
+		})
+	}
+}
+
 func TestAddressesAreGivenUntilNoneIsLeft(t *testing.T) {
 	network := netip.MustParsePrefix("10.5.0.1/29")
 	taken := map[netip.Addr]bool{network.Addr(): true}

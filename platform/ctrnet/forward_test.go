@@ -119,7 +119,7 @@ func advertise(netNS string) {
 		check(err)
 		to := &unix.SockaddrInet6{ZoneId: uint32(eth.Index), Addr: netip.MustParseAddr("ff02::1").As16()}
 		advertisement := []byte{134, 0, 0, 0, 64, 0x08, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0} // of high preference, for half an hour
-		unix.Sendto(fd, advertisement, 0, to) // fails until its address is sure to be the only one
+		unix.Sendto(fd, advertisement, 0, to)                                         // fails until its address is sure to be the only one
 	})
 }
 
