@@ -52,8 +52,8 @@ func FuzzRegistryAnswers(f *testing.F) {
 			}
 			return resp
 		})}
-		a := &auth.Client{Client: client, Cache: auth.NewCache(), Credential: auth.StaticCredential(ref.Host(), auth.Credential{Username: "u", Password: "p"})}
-		r := &repository{ref, ref.Registry, "http://r.example/v2/a", a, time.Minute}
+		l := &login{Client: &auth.Client{Client: client}, ref: ref, password: basic(Credentials{"u", "p"}), insecure: true}
+		r := &repository{ref, ref.Registry, "http://r.example/v2/a", l, nil, time.Minute}
 		if d, data, err := r.root(t.Context()); err == nil && (d.Digest != digests.FromBytes(data) || !isManifest(d.MediaType) && !isIndex(d.MediaType)) {
 			t.Errorf("took %+v for %q", d, data)
 		} else if err != nil && ctrmodel.KindOf(err) == ctrmodel.Internal {

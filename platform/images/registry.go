@@ -33,9 +33,12 @@ type repository struct {
 	ref    registry.Reference
 	host   string // as images are named with
 	base   string // URL
-	client *auth.Client
+	client remote.Client
+	close  func()
 	stall  time.Duration
 }
+
+const agent = "sdvbox"
 
 // parseRef takes an image name apart. Without tag and digest it is the tag latest.
 func parseRef(name string) (registry.Reference, error) {
@@ -87,11 +90,12 @@ func (s *Store) connect(ctx context.Context, ref registry.Reference) (*repositor
 		}
 	}
 	a := &auth.Client{Client: client, Cache: auth.NewCache()}
-	a.SetUserAgent("sdvbox")
-	if c := config.Credentials; c != (Credentials{}) {
-		a.Credential = auth.StaticCredential(ref.Host(), auth.Credential{Username: c.UserID, Password: c.Password})
+	a.SetUserAgent(agent)
+	r := &repository{ref, ref.Registry, scheme + ref.Host() + "/v2/" + ref.Repository, a, client.CloseIdleConnections, s.Stall}
+	if known || insecure {
+		r.client = &login{Client: a, ref: ref, password: basic(config.Credentials), insecure: insecure}
 	}
-	return &repository{ref, ref.Registry, scheme + ref.Host() + "/v2/" + ref.Repository, a, s.Stall}, nil
+	return r, nil
 }
 
 func hostOf(registry string) string {
@@ -131,8 +135,6 @@ func (s *Store) scheme(ctx context.Context, client *http.Client, host string) (s
 	}
 	return "https://", nil
 }
-
-func (r *repository) close() { r.client.Client.CloseIdleConnections() }
 
 // oras is the repository for those who need more of a registry.
 func (r *repository) oras() *remote.Repository {
