@@ -76,6 +76,7 @@ type actor struct {
 	final     bool        // if it gets there, that is what is wanted from then on
 	unclean   bool        // something may be left of a process that has not been started
 	pauses    pauses
+	unsaved   error  // why what has happened is not written down yet
 	said      string // the last failure, to be said once
 	untold    func() // tells that a process has ended; everybody expects its output to be in the log then
 }
@@ -179,13 +180,16 @@ func (a *actor) loop(ctx context.Context, next *order) {
 func (a *actor) run(ctx context.Context, o *order) {
 	ctx, o.cancel = context.WithCancelCause(ctx)
 	a.current.Store(o)
+	if a.unsaved != nil { // there may be room now
+		a.write()
+	}
 	err := o.run(a, ctx)
 	a.current.Store(nil)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
 	o.cancel(nil)
-	if err != nil {
+	if err != nil || a.unsaved != nil {
 		a.wait(a.e.times.retry)
 	}
 	if pause := time.Until(a.notBefore); pause > 0 {
@@ -385,13 +389,17 @@ func (a *actor) save() error {
 		}
 		return ctrmodel.Errorf(kind, "save the record of container %s: %w", a.rec.Name, err)
 	}
+	a.unsaved = nil
 	return nil
 }
 
-// write is save of what has happened. It did, even if that cannot be written down.
+// write is save of what has happened. It did, even if that cannot be written down; then it is tried again.
 func (a *actor) write() {
 	if err := a.save(); err != nil {
-		a.e.Log.Error("state of a container is not kept", "id", a.id, "error", err)
+		if a.unsaved == nil {
+			a.e.Log.Error("state of a container cannot be written down, trying again", "container", a.rec.Name, "id", a.id, "error", err)
+		}
+		a.unsaved = err
 	}
 }
 

@@ -33,18 +33,24 @@ func (f *fake) behave(change func()) {
 	change()
 }
 
-func TestStartThatAFailedStopInterruptedGoesOn(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	id := r.running("a", policy(ctrmodel.RestartAlways, 0))
-	begun := make(chan bool, 1)
-	var full atomic.Bool
+// fillable makes an engine's disk one that can be full.
+func (r *rig) fillable() *atomic.Bool {
+	full := new(atomic.Bool)
 	r.store.guard = func(write func() error) error {
 		if full.Load() {
 			return syscall.ENOSPC
 		}
 		return write()
 	}
+	return full
+}
+
+func TestStartThatAFailedStopInterruptedGoesOn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a", policy(ctrmodel.RestartAlways, 0))
+	begun := make(chan bool, 1)
+	full := r.fillable()
 	r.fake.behave(func() {
 		r.fake.boxes[id].snapshot = false
 		r.fake.prepare = func(ctx context.Context, c *ctrmodel.Container) error {
@@ -424,4 +430,67 @@ func TestOrderBeforeTheFirstLook(t *testing.T) {
 			r.stop()
 		}
 	}
+}
+
+// saved is what the store has of a container.
+func (r *rig) saved(id string) *record {
+	r.t.Helper()
+	list, _, err := r.store.load(r.Log)
+	r.must(err)
+	for _, rec := range list {
+		if rec.ID == id {
+			return rec
+		}
+	}
+	r.t.Fatalf("there is no record of %s", id)
+	return nil
+}
+
+func TestWhatHasHappenedIsWrittenOnceThereIsRoom(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ends, stops := r.running("ends", policy(ctrmodel.RestartOnFailure, 0)), r.running("stops", policy(ctrmodel.RestartAlways, 0))
+	waits := r.running("waits", policy(ctrmodel.RestartAlways, 0))
+	r.fake.behave(func() {
+		r.fake.launch = func(*ctrmodel.Container) error { return errors.New("no such device") }
+	})
+	r.fake.exit(waits, 1)
+	r.await(waits, "tried", func(c *ctrmodel.Container) bool { return c.State.Error == "no such device" })
+	full := r.fillable()
+	full.Store(true)
+	r.fake.exit(ends, 0)
+	r.awaitStatus(ends, ctrmodel.Exited)
+	for _, id := range []string{stops, waits} { // an order that would be forgotten has failed, whatever has come of it
+		r.wantKind(r.Stop(t.Context(), id, ctrmodel.StopOptions{}), ctrmodel.ResourceExhausted)
+		r.steady(id, ctrmodel.Stopped)
+		if !r.saved(id).Run {
+			t.Error("written to a full disk")
+		}
+	}
+	full.Store(false)
+	for _, id := range []string{ends, stops, waits} {
+		r.eventually("written", func() bool { return !r.saved(id).Run })
+	}
+	r.restart()
+	r.must(r.Known(t.Context()))
+	r.steady(stops, ctrmodel.Stopped)
+	if n := r.fake.running(); n != 0 {
+		t.Errorf("%d processes", n)
+	}
+}
+
+// What is wanted has been written down before.
+func TestForcedStopThatHasSucceededIsNoFailure(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	full := r.fillable()
+	r.fake.kill = func(string, syscall.Signal) bool {
+		full.Store(true)
+		return true
+	}
+	id := r.running("a", policy(ctrmodel.RestartAlways, 0))
+	r.must(r.Stop(t.Context(), id, force))
+	r.restart()
+	r.must(r.Known(t.Context()))
+	r.steady(id, ctrmodel.Stopped)
 }

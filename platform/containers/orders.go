@@ -179,7 +179,10 @@ func (a *actor) stop(ctx context.Context, o ctrmodel.StopOptions) error {
 		a.rec.State.Status, a.rec.State.Exited = ctrmodel.Stopped, false
 		a.commit(ctrmodel.ActionStopped)
 	}
-	return nil
+	if o.Force { // then that was written before
+		return nil
+	}
+	return a.unsaved
 }
 
 func (a *actor) restart(ctx context.Context, o ctrmodel.StopOptions) error {
