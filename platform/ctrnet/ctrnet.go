@@ -162,7 +162,7 @@ func (n *Network) connect(s *sandbox, ports []ctrmodel.Port) error {
 	if err := n.passOn(); err != nil {
 		return err
 	}
-	n.forgetFlows(s)
+	n.forgetFlows(s, toHostPort)
 	return nil
 }
 
@@ -187,6 +187,7 @@ func (n *Network) remove(id string) error {
 		s.release()
 		if len(s.Ports) > 0 {
 			err = n.applyRules()
+			n.forgetFlows(s, toContainer)
 		}
 	}
 	return errors.Join(err, n.unplug(id), removeNetNS(n.netNS(id)), os.RemoveAll(n.file(id, "")))
@@ -216,7 +217,8 @@ func (n *Network) Restore(ctx context.Context, ids []string) error {
 		}
 		n.sandboxes[id] = s
 	}
-	if err := n.sweep(); err != nil {
+	ended, err := n.sweep()
+	if err != nil {
 		n.cfg.Log.Warn("something is left of networks of containers that have ended", "err", err)
 	}
 	for _, s := range n.sandboxes {
@@ -229,17 +231,20 @@ func (n *Network) Restore(ctx context.Context, ids []string) error {
 	} else if err := n.passOn(); err != nil {
 		n.cfg.Log.Error("containers have no network beyond the host", "err", err)
 	}
+	for _, s := range ended { // the rules do not lead there any more
+		n.forgetFlows(s, toContainer)
+	}
 	n.refresh()
 	return nil
 }
 
-// sweep removes what belongs to no sandbox.
-func (n *Network) sweep() error {
+// sweep removes what belongs to no sandbox. It returns the sandboxes that are known of that.
+func (n *Network) sweep() (ended []*sandbox, err error) {
 	var stale []string
 	for _, dir := range []string{filepath.Dir(n.netNS("x")), filepath.Dir(n.file("x", ""))} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+			return nil, err
 		}
 		for _, e := range entries {
 			if n.sandboxes[e.Name()] == nil {
@@ -249,9 +254,12 @@ func (n *Network) sweep() error {
 	}
 	errs := []error{n.sweepLinks()}
 	for _, id := range stale {
+		if s, err := n.load(id); err == nil {
+			ended = append(ended, s)
+		}
 		errs = append(errs, n.remove(id))
 	}
-	return errors.Join(errs...)
+	return ended, errors.Join(errs...)
 }
 
 func (s *sandbox) bridged() bool { return s.Mode == ctrmodel.BridgeNetwork }

@@ -907,6 +907,81 @@ func TestDatagramsThatCameTooEarlyDoNotHideTheContainer(t *testing.T) {
 	}
 }
 
+func TestDatagramsDoNotFollowAContainerThatHasEnded(t *testing.T) {
+	for what, end := range map[string]func(t *testing.T, n *Network, c, other *ctrmodel.Container){
+		"with the agent":    func(t *testing.T, n *Network, c, _ *ctrmodel.Container) { detach(t, n, c) },
+		"without the agent": func(t *testing.T, n *Network, _, other *ctrmodel.Container) { restart(t, n, other.ID) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			n := newNetwork(t, func(c *Config) { c.IPv6 = true })
+			c, other := container("one", "8055:53/udp"), container("other", "8056:53/udp")
+			first, second := attach(t, n, c), attach(t, n, other)
+			serve(t, worldNS, "world", "tcp6", "["+worldIP6+"]:80")
+			awaitAnswer(first, "["+worldIP6+"]:80")
+			for _, network := range []string{"udp4", "udp6"} {
+				serve(t, first, "one", network, ":53")
+				serve(t, second, "other", network, ":53")
+			}
+			type sender struct{ conn, toOther net.Conn }
+			senders := map[string]sender{}
+			for at, from := range map[string]string{hostIP: worldIP, "[" + hostIP6 + "]": worldIP6} {
+				var s sender
+				within(worldNS, func() {
+					var err error
+					s.conn, err = net.Dial("udp", at+":8055")
+					check(err)
+					s.toOther, err = net.Dial("udp", at+":8056")
+					check(err)
+				})
+				t.Cleanup(func() { s.conn.Close(); s.toOther.Close() })
+				if got := say(s.conn); got != "one "+from {
+					t.Fatalf("answer %q", got)
+				}
+				if got := say(s.toOther); got != "other "+from {
+					t.Fatalf("answer %q of the other one", got)
+				}
+				senders[from] = s
+			}
+			before := flowsTo(n.sandboxes[other.ID])
+			end(t, n, c, other)
+			if after := flowsTo(n.sandboxes[other.ID]); before != 2 || after != before {
+				t.Errorf("%d flows to the other one, were %d, want 2", after, before)
+			}
+			serve(t, "", "host", "udp4", ":8055")
+			serve(t, "", "host", "udp6", ":8055")
+			for from, s := range senders {
+				if got := say(s.conn); got != "host "+from {
+					t.Errorf("who goes on sending from %s gets %q", from, got)
+				}
+			}
+		})
+	}
+}
+
+// say sends a datagram and returns the answer, or nothing.
+func say(conn net.Conn) string {
+	conn.Write([]byte("?"))
+	conn.SetDeadline(time.Now().Add(time.Second))
+	b := make([]byte, 100)
+	i, _ := conn.Read(b)
+	return string(b[:i])
+}
+
+// flowsTo is how many flows of datagrams the kernel knows that lead to a sandbox.
+func flowsTo(s *sandbox) (count int) {
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		check(err)
+		for _, f := range flows {
+			ip, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
+			if ip = ip.Unmap(); f.Forward.Protocol == unix.IPPROTO_UDP && (ip == s.IP4 || ip == s.IP6) {
+				count++
+			}
+		}
+	}
+	return count
+}
+
 const victimDir = "CTRNET_TEST_VICTIM"
 
 // beKilled is an agent that makes and clears away networks of containers until it is killed.

@@ -176,8 +176,9 @@ func (s *sandbox) letGo(p published) {
 	}
 }
 
-// forgetFlows makes the kernel decide anew about datagrams that have come to the published ports before they were.
-func (n *Network) forgetFlows(s *sandbox) {
+// forgetFlows makes the kernel decide anew about datagrams that it has decided about: those that came to the ports of a sandbox
+// before they were published, or to a container that has ended.
+func (n *Network) forgetFlows(s *sandbox, which func(*netlink.ConntrackFilter, published) error) {
 	for _, p := range s.Ports {
 		if p.Proto != "udp" {
 			continue
@@ -187,12 +188,20 @@ func (n *Network) forgetFlows(s *sandbox) {
 		if p.Host.Addr().Is6() {
 			family = unix.AF_INET6
 		}
-		err := errors.Join(f.AddProtocol(unix.IPPROTO_UDP), f.AddPort(netlink.ConntrackOrigDstPort, p.Host.Port()))
+		err := errors.Join(f.AddProtocol(unix.IPPROTO_UDP), which(f, p))
 		if err == nil {
 			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f)
 		}
 		if err != nil {
-			n.cfg.Log.Warn("datagrams may not reach a container at first", "container", s.Name, "port", p, "err", err)
+			n.cfg.Log.Warn("datagrams may go where they have gone before", "container", s.Name, "port", p, "err", err)
 		}
 	}
+}
+
+func toHostPort(f *netlink.ConntrackFilter, p published) error {
+	return f.AddPort(netlink.ConntrackOrigDstPort, p.Host.Port())
+}
+
+func toContainer(f *netlink.ConntrackFilter, p published) error {
+	return f.AddIP(netlink.ConntrackReplySrcIP, p.Target.Addr().AsSlice())
 }
