@@ -3,6 +3,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,18 +28,14 @@ import (
 // Verifier says whether an image in a repository is one that may run here.
 type Verifier func(ctx context.Context, repo *remote.Repository, image v1.Descriptor) error
 
-// Notation verifies the signatures of Notation. The trust policy and the certificates are below configDir, plug-ins below
-// libexecDir; empty is what notation itself takes. They are read each time, and without them no image is trusted.
+// Notation verifies the signatures of Notation. The trust policy and the certificates are below configDir, empty is
+// /etc/notation; plug-ins are below libexecDir, empty is configDir. They are read each time, and without them no image is trusted.
 func Notation(configDir, libexecDir string) Verifier {
-	config, plugins := dir.ConfigFS, dir.PluginFS
-	if configDir != "" {
-		config = func() dir.SysFS { return dir.NewSysFS(configDir) }
-	}
-	if libexecDir != "" {
-		plugins = func() dir.SysFS { return dir.NewSysFS(filepath.Join(libexecDir, dir.PathPlugins)) }
-	}
+	configDir = cmp.Or(configDir, "/etc/notation") // notation itself goes by HOME, which services do not have
+	libexecDir = cmp.Or(libexecDir, configDir)
+	config, plugins := dir.NewSysFS(configDir), dir.NewSysFS(filepath.Join(libexecDir, dir.PathPlugins))
 	return func(ctx context.Context, repo *remote.Repository, image v1.Descriptor) error {
-		path, err := config().SysPath(dir.PathTrustPolicy)
+		path, err := config.SysPath(dir.PathTrustPolicy)
 		if err != nil {
 			return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "signatures: %w", err)
 		}
@@ -48,7 +45,7 @@ func Notation(configDir, libexecDir string) Verifier {
 		} else if err := json.Unmarshal(data, policy); err != nil {
 			return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "signatures: %s: %w", path, err)
 		}
-		v, err := verifier.New(policy, truststore.NewX509TrustStore(config()), plugin.NewCLIManager(plugins()))
+		v, err := verifier.New(policy, truststore.NewX509TrustStore(config), plugin.NewCLIManager(plugins))
 		if err != nil {
 			return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "signatures: %s: %w", path, err)
 		}

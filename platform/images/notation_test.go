@@ -123,6 +123,17 @@ func TestOnlyImagesWithASignatureArePulled(t *testing.T) {
 	expect(t, err, ctrmodel.Unavailable, ref)
 }
 
+func TestWhereTheTrustPolicyIs(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir()) // has no effect: it depends on who starts the agent
+	for config, want := range map[string]string{"": "/etc/notation/trustpolicy.json", dir: dir + "/trustpolicy.json"} {
+		if _, err := os.Stat(want); err == nil {
+			t.Skip(want, "is there")
+		}
+		expect(t, Notation(config, "")(t.Context(), nil, v1.Descriptor{}), ctrmodel.FailedPrecondition, " "+want+":")
+	}
+}
+
 func TestTrustThatIsWithdrawnCountsForWhatComes(t *testing.T) {
 	t.Parallel()
 	r := startRegistry(t, false)
