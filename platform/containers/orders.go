@@ -5,6 +5,7 @@ package containers
 import (
 	"context"
 	"errors"
+	"time"
 
 	"sdvbox/platform/ctrmodel"
 )
@@ -23,6 +24,9 @@ func (a *actor) create(ctx, caller context.Context) error {
 	err := a.save()
 	if err == nil {
 		a.publish("")
+		err = a.clear(ctx)
+	}
+	if err == nil {
 		err = a.prepare(ctx)
 	}
 	if err == nil {
@@ -44,6 +48,27 @@ func (a *actor) create(ctx, caller context.Context) error {
 		err = errors.Join(err, cerr)
 	}
 	return err
+}
+
+// clear removes what there is under the id of a container that is yet to be made: it is of one whose record has been lost, and
+// would be taken for this one.
+func (a *actor) clear(ctx context.Context) error {
+	is, err := a.see(ctx)
+	if err != nil || is == (Actual{}) {
+		return err
+	}
+	a.e.Log.Warn("clearing away what is left of a container with the id of a new one", "container", a.rec.Name, "id", a.id)
+	if is.Task.Live() {
+		a.watch(time.Now())
+		if err := a.kill(ctx, ctrmodel.StopOptions{Force: true}, is.Task == TaskPaused); err != nil {
+			return err
+		}
+		a.proc = nil
+	}
+	if err := a.release(ctx); err != nil {
+		return err
+	}
+	return a.bounded(ctx, a.e.backend.Discard)
 }
 
 // startable tells why a container may have no process.
