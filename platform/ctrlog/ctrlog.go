@@ -40,6 +40,10 @@ type Config struct {
 	Log        *slog.Logger
 }
 
+// maxFiles is how many files a log has at most: each of them is looked for when the log is read or rotated, and nobody else gets at
+// the log meanwhile.
+const maxFiles = 1000
+
 // ConfigOf is how a container wants its streams. Logs without a place of their own are below home.
 func ConfigOf(c *ctrmodel.Container, home, dir string, log *slog.Logger) (Config, error) {
 	l := c.HostConfig.Log
@@ -51,7 +55,11 @@ func ConfigOf(c *ctrmodel.Container, home, dir string, log *slog.Logger) (Config
 	if l.Driver.RootDir != "" {
 		cfg.File = filepath.Join(l.Driver.RootDir, c.ID, "json.log")
 	}
-	cfg.MaxFiles = int(l.Driver.MaxFiles)
+	cfg.MaxFiles = int(min(l.Driver.MaxFiles, maxFiles))
+	if l.Driver.MaxFiles > maxFiles && log != nil {
+		// There may be such a container already, so it is too late to refuse it.
+		log.Warn("a container wants more log files than there can be", "container", c.Name, "max_files", l.Driver.MaxFiles, "files", maxFiles)
+	}
 	var err error
 	if cfg.MaxSize, err = ctrmodel.ParseSize(l.Driver.MaxSize); err != nil {
 		return cfg, err

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -226,6 +228,25 @@ func TestLogIsRotated(t *testing.T) {
 		}
 		if left, _ := filepath.Glob(filepath.Dir(c.cfg.File)); len(left) != 0 {
 			t.Errorf("left after removal: %q", left)
+		}
+	}
+}
+
+func TestLogHasNoMoreFilesThanCanBeLookedFor(t *testing.T) {
+	for files, want := range map[int64]int{1: 1, 1000: 1000, 1001: 1000, 1 << 31: 1000, math.MaxInt64: 1000} {
+		c := &ctrmodel.Container{Name: "radio", Image: ctrmodel.Image{Name: "radio:1"}}
+		c.HostConfig.Log.Driver.MaxFiles = files
+		c.Defaults(func() string { return "id" })
+		if err := c.Validate(); err != nil { // as of a container that is there already
+			t.Error(err)
+		}
+		var log bytes.Buffer
+		cfg, err := ConfigOf(c, t.TempDir(), t.TempDir(), slog.New(slog.NewTextHandler(&log, nil)))
+		if err != nil || cfg.MaxFiles != want {
+			t.Errorf("max_files %d: %d files, %v, want %d", files, cfg.MaxFiles, err, want)
+		}
+		if warned := strings.Contains(log.String(), "container=radio"); warned != (files > 1000) {
+			t.Errorf("max_files %d: log %q", files, log.String())
 		}
 	}
 }
