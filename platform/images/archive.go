@@ -28,6 +28,10 @@ import (
 // docker save. Those that have no name are left out; it is an error if none has. Signatures are not looked for: with a verifier,
 // Pull asks the registry for that of an imported image.
 func (s *Store) Import(ctx context.Context, file string) (list []Image, err error) {
+	if file, err = filepath.Abs(file); err != nil {
+		return nil, err
+	}
+	from := map[string]string{broughtBy: identity(file)}
 	a, err := s.openArchive(file)
 	if err != nil {
 		return nil, fmt.Errorf("archive %s: %w", file, err)
@@ -38,7 +42,7 @@ func (s *Store) Import(ctx context.Context, file string) (list []Image, err erro
 		return nil, fmt.Errorf("archive %s: %w", file, err)
 	}
 	for _, n := range named {
-		img, err := s.importOne(ctx, a, n)
+		img, err := s.importOne(ctx, a, n, from)
 		if err != nil {
 			return list, fmt.Errorf("archive %s: image %s: %w", file, n.name, err)
 		}
@@ -47,13 +51,13 @@ func (s *Store) Import(ctx context.Context, file string) (list []Image, err erro
 	return list, nil
 }
 
-func (s *Store) importOne(ctx context.Context, a *archive, n namedImage) (Image, error) {
+func (s *Store) importOne(ctx context.Context, a *archive, n namedImage, labels map[string]string) (Image, error) {
 	unlock, err := s.locks.lock(ctx, "image "+n.name)
 	if err != nil {
 		return Image{}, err
 	}
 	defer unlock()
-	return s.job(n.name, nil).install(ctx, n.root, a.source, map[string]string{}, nil)
+	return s.job(n.name, nil).install(ctx, n.root, a.source, map[string]string{}, labels)
 }
 
 // archive is a file system with images in it.

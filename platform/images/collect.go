@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -22,8 +23,9 @@ const (
 
 // Collect removes images that have expired, those that a name no longer stands for, and, if the reserve of disk space is in use,
 // others, the one that was not wanted for longest first. An image stays if used has its name or its digest, which are those
-// of all containers and of those to roll back to, or if there is a container's file system on its layers. What pulls have left
-// that nobody has gone on with for a day goes, too.
+// of all containers and of those to roll back to, if there is a container's file system on its layers, or if it has come from an
+// archive that is still there: that is for when there is no network, and is not imported again. What pulls have left that nobody
+// has gone on with for a day goes, too.
 //
 // An image expires when it has been neither pulled nor used for long. The time of that is kept with the image, for which
 // Collect has to be called now and then while it is used.
@@ -104,7 +106,22 @@ func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes fun
 }
 
 func uses(used map[string]bool, img *containerd.Image) bool {
-	return used[img.Name] || img.Target != nil && used[img.Target.Digest]
+	return used[img.Name] || img.Target != nil && used[img.Target.Digest] || fromArchive(img)
+}
+
+// fromArchive tells whether the archive that has brought the name of the image is there, and still the same.
+func fromArchive(img *containerd.Image) bool {
+	part := strings.SplitN(img.Labels[broughtBy], " ", 3)
+	return len(part) == 3 && identity(part[2]) == img.Labels[broughtBy]
+}
+
+// identity is what tells an archive from another one in its place. It ends with the file.
+func identity(file string) string {
+	info, err := os.Stat(file)
+	if err != nil {
+		return ""
+	}
+	return strings.ToValidUTF8(fmt.Sprint(info.Size(), " ", info.ModTime().UnixNano(), " ", file), "?") // containerd wants that of labels
 }
 
 // removeIfUnused removes an image, unless it is in use or has been wanted since somebody looked, or nobody can tell.

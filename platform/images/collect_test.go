@@ -3,6 +3,7 @@
 package images
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"sdvbox/platform/containerd"
 )
@@ -73,4 +76,49 @@ func TestAnImageThatSomebodyHasJustWantedStays(t *testing.T) {
 	ok(t, os.Remove(manifest))
 	ok(t, os.Rename(manifest+".old", manifest))
 	collect(name)
+}
+
+func TestImagesOfAnArchiveStayAsLongAsItDoes(t *testing.T) {
+	t.Parallel()
+	r := startRegistry(t, false)
+	s, _ := start(t, func(c *Config) { c.Expiry = 24 * time.Hour })
+	ctx := t.Context()
+	ref := r.push(t, newImage(2), "app:1")
+	dir := t.TempDir()
+	archive := func(seed uint64, name string) string {
+		newImage(seed).layout(t, dir+"/"+name, map[string]string{v1.AnnotationRefName: name})
+		return archiveOf(t, dir+"/"+name, dir+"/app.tar", func(w io.Writer) io.WriteCloser { return noClose{w} })
+	}
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	collect := func(after time.Duration, want ...string) {
+		t.Helper()
+		now = now.Add(after)
+		if removed := must(s.Collect(ctx, nil))(t); !slices.Equal(removed, want) {
+			t.Errorf("removed %q, want %q", removed, want)
+		}
+	}
+	const other = "registry.example/other:1"
+	must(s.Import(ctx, archive(1, ref)))(t)
+	collect(25 * time.Hour)
+	s.available = func() (int64, error) { return -1, nil }
+	collect(time.Hour)
+	s.available = func() (int64, error) { return 1 << 40, nil }
+
+	// Whatever its name stands for meanwhile.
+	must(s.Refresh(ctx, ref, nil))(t)
+	must(s.Refresh(ctx, ref, nil))(t)
+	collect(25*time.Hour, strings.TrimSuffix(ref, ":1")+"@"+newImage(1).root.Digest.String())
+
+	// One that takes its place has another image.
+	must(s.Import(ctx, archive(3, other)))(t)
+	collect(time.Hour)
+	collect(24*time.Hour, ref)
+	ok(t, s.Remove(ctx, other))
+	collect(0)
+	must(s.Import(ctx, dir+"/app.tar"))(t)
+	collect(25 * time.Hour)
+	ok(t, os.Remove(dir+"/app.tar"))
+	collect(25*time.Hour, other)
+	nothing(t, s)
 }

@@ -251,6 +251,7 @@ const (
 	verified     = "sdvbox.verified" // of an image: the digest that a signature has been found for
 	lastUse      = "sdvbox.used"     // of an image: when it was last wanted
 	replaced     = "sdvbox.replaced" // of an image: the name that stands for another one now
+	broughtBy    = "sdvbox.archive"  // of an image: the archive that has brought its name
 	leaseLabel   = "sdvbox.image"    // of a lease: the image whose parts it holds
 )
 

@@ -329,25 +329,33 @@ func (j *job) tag(ctx context.Context, root v1.Descriptor, labels map[string]str
 		Target: &containerd.Descriptor{MediaType: root.MediaType, Digest: root.Digest.String(), Size: root.Size}}
 	stored, err := s.Client.Images.Create(ctx, image)
 	if grpc.CodeOf(err) == grpc.AlreadyExists {
-		if err = j.keepReplaced(ctx, root); err == nil {
+		if err = j.keepReplaced(ctx, image); err == nil {
 			stored, err = s.Client.Images.Update(ctx, image, "target", "labels")
 		}
 	}
 	return stored, model(err, "image %s", j.name)
 }
 
-// keepReplaced gives what the name stands for, if that is something else, a name of its own: containers may be made of it.
-func (j *job) keepReplaced(ctx context.Context, by v1.Descriptor) error {
+// keepReplaced gives what the name stands for, if that is something else, a name of its own: containers may be made of it. It
+// stays the name that an archive has brought.
+func (j *job) keepReplaced(ctx context.Context, by *containerd.Image) error {
 	s := j.store
 	old, err := s.Client.Images.Get(ctx, j.name)
-	if err != nil || old.Target == nil || old.Target.Digest == by.Digest.String() {
+	if err != nil {
 		return err
+	}
+	if archive := old.Labels[broughtBy]; archive != "" && by.Labels[broughtBy] == "" {
+		by.Labels[broughtBy] = archive
+	}
+	if old.Target == nil || old.Target.Digest == by.Target.Digest {
+		return nil
 	}
 	ref, err := parseRef(j.name)
 	if err != nil {
 		return err
 	}
 	old.Name, old.Labels = pin(ref, old.Target.Digest), merge(old.Labels, map[string]string{replaced: j.name})
+	delete(old.Labels, broughtBy)
 	if _, err = s.Client.Images.Create(ctx, old); grpc.CodeOf(err) == grpc.AlreadyExists {
 		err = nil
 	}
