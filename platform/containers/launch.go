@@ -32,7 +32,16 @@ func (m *machine) Prepare(ctx context.Context, c *ctrmodel.Container) (digest st
 		return "", err
 	}
 	_, err = m.Client.Snapshots.Prepare(containerd.WithLease(ctx, m.Lease), snapshotOf(c.ID), image.ChainID, nil)
-	if err != nil && grpc.CodeOf(err) != grpc.AlreadyExists {
+	if grpc.CodeOf(err) == grpc.AlreadyExists { // perhaps of an agent that did not keep the digest, and made before a refresh
+		var made *containerd.Snapshot
+		if made, err = m.Client.Snapshots.Stat(ctx, snapshotOf(c.ID)); err == nil && made.Parent != image.ChainID {
+			old, err := m.Parts.Images.ByLayers(ctx, c.Image.Name, made.Parent)
+			if err == nil || ctrmodel.KindOf(err) != ctrmodel.NotFound {
+				return old.Digest, err
+			}
+		}
+	}
+	if err != nil {
 		return "", model(err)
 	}
 	return image.Digest, nil

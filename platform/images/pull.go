@@ -75,6 +75,24 @@ func (s *Store) ByDigest(ctx context.Context, ref, digest string) (Image, error)
 	return img, err
 }
 
+// ByLayers is the image with these layers that the name stands for, or stood for when a container was made of it.
+func (s *Store) ByLayers(ctx context.Context, ref, chainID string) (Image, error) {
+	r, err := parseRef(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	all, err := s.List(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	for _, i := range all {
+		if i.ChainID == chainID && (i.Ref == ref || i.Ref == pin(r, i.Digest)) {
+			return i, nil
+		}
+	}
+	return Image{}, ctrmodel.Errorf(ctrmodel.NotFound, "image %s has never had the layers %s here", ref, chainID)
+}
+
 // named is the image that the name stands for, if it has the digest, is verified and complete.
 func (s *Store) named(ctx context.Context, ref, digest string) (Image, error) {
 	unlock, err := s.locks.lock(ctx, "image "+ref)
