@@ -451,7 +451,8 @@ func newID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// Start gives a container a process. It is not tried again if that fails.
+// Start gives a container a process. If that fails, it is tried again only if the container was to run before, and its restart
+// policy says so.
 func (e *Engine) Start(ctx context.Context, id string) error {
 	return e.do(ctx, id, starting, (*actor).start)
 }
@@ -592,13 +593,28 @@ func (e *Engine) ImageDigest(id string) (string, error) {
 	return a.view.Load().Digest, nil
 }
 
-// RemoveImage removes an image that no container has the name of.
+// RemoveImage removes an image, unless containers are made of it: they have its name, or are to find it by its digest.
 func (e *Engine) RemoveImage(ctx context.Context, name string) error {
-	if e.UsedImages()[name] {
-		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "image %s is used by a container", name)
+	inUse := ctrmodel.Errorf(ctrmodel.FailedPrecondition, "image %s is used by a container", name)
+	used := e.UsedImages()
+	if used[name] {
+		return inUse
 	}
-	if err := e.connected(ctx); err != nil {
+	list, err := e.Images(ctx)
+	if err != nil {
 		return err
+	}
+	names := map[string]int{}
+	digest := ""
+	for _, i := range list {
+		names[i.Digest]++
+		if i.Name == name {
+			digest = i.Digest
+		}
+	}
+	// The name with the digest is what is looked for when a tag stands for something else.
+	if used[digest] && (strings.Contains(name, "@") || names[digest] == 1) {
+		return inUse
 	}
 	return e.backend.RemoveImage(ctx, name)
 }
@@ -611,7 +627,7 @@ func (e *Engine) Images(ctx context.Context) ([]ctrmodel.StoredImage, error) {
 	list, err := e.backend.Images(ctx)
 	used := e.UsedImages()
 	for i := range list {
-		list[i].Used = used[list[i].Name]
+		list[i].Used = used[list[i].Name] || used[list[i].Digest]
 	}
 	return list, err
 }

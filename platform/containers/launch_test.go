@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
 )
 
@@ -62,4 +63,40 @@ func TestRealFileSystemTellsTheImage(t *testing.T) {
 	expect(fresh, second)
 	r.must(r.parts.Images.Remove(ctx, "example.org/busybox@"+first.Digest))
 	expect(taken, second) // nobody knows better
+}
+
+func TestRealImageOfAContainerIsNotRemoved(t *testing.T) {
+	t.Parallel()
+	r, _ := newRealRig(t)
+	ctx := t.Context()
+	const other, unused = "registry.example/other:1", "registry.example/unused:1"
+	name := func(name, like string) {
+		t.Helper()
+		image, err := r.parts.Client.Images.Get(ctx, like)
+		r.must(err)
+		_, err = r.parts.Client.Images.Create(ctx, &containerd.Image{Name: name, Target: image.Target})
+		r.must(err)
+	}
+	first, err := r.ImageDigest(r.make("a"))
+	r.must(err)
+	pinned := "example.org/busybox@" + first
+	name(other, busybox)
+	r.move()
+	name(unused, busybox)
+	list, err := r.Images(ctx)
+	r.must(err)
+	for _, i := range list {
+		if i.Used != (i.Name != unused) {
+			t.Errorf("%s, which is %s: used %v", i.Name, i.Digest, i.Used)
+		}
+	}
+	for _, name := range []string{busybox, pinned} {
+		r.wantKind(r.RemoveImage(ctx, name), ctrmodel.FailedPrecondition)
+	}
+	r.must(r.RemoveImage(ctx, unused))
+	r.wantKind(r.RemoveImage(ctx, unused), ctrmodel.NotFound)
+	r.must(r.RemoveImage(ctx, other)) // the image has another name
+	name(other, pinned)
+	r.must(r.parts.Images.Remove(ctx, pinned))
+	r.wantKind(r.RemoveImage(ctx, other), ctrmodel.FailedPrecondition)
 }
