@@ -494,3 +494,69 @@ func TestForcedStopThatHasSucceededIsNoFailure(t *testing.T) {
 	r.must(r.Known(t.Context()))
 	r.steady(id, ctrmodel.Stopped)
 }
+
+// Who tries by hand what the restart policy is trying does not end that.
+func TestFailedStartByHandEndsNoRestartPolicy(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		order func(r *rig, id string) error
+	}{
+		{"start", func(r *rig, id string) error { return r.Start(t.Context(), id) }},
+		{"restart", func(r *rig, id string) error { return r.Restart(t.Context(), id, force) }},
+	} {
+		r := newRig(t)
+		pending, stopped := r.running("pending", policy(ctrmodel.RestartAlways, 0)), r.running("stopped", policy(ctrmodel.RestartAlways, 0))
+		never := r.running("never", policy(ctrmodel.RestartNever, 0))
+		r.must(r.Stop(t.Context(), stopped, force))
+		var missing atomic.Bool
+		missing.Store(true)
+		r.fake.behave(func() {
+			r.fake.launch = func(*ctrmodel.Container) error {
+				if missing.Load() {
+					return errors.New("no such device")
+				}
+				return nil
+			}
+		})
+		for _, id := range []string{pending, never} {
+			r.fake.exit(id, 1)
+		}
+		r.await(pending, "tried", func(c *ctrmodel.Container) bool { return c.RestartCount >= 2 })
+		r.awaitStatus(never, ctrmodel.Exited)
+		for _, id := range []string{pending, stopped, never} {
+			if err := c.order(r, id); err == nil || !strings.Contains(err.Error(), "no such device") {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			if s := r.get(id).State; s.Status != ctrmodel.Stopped || s.Error != "no such device" {
+				t.Errorf("%s: state %+v", c.name, s)
+			}
+			if got := r.saved(id).Run; got != (id == pending) {
+				t.Errorf("%s: %s is to run: %v", c.name, r.get(id).Name, got)
+			}
+		}
+		missing.Store(false)
+		r.awaitStatus(pending, ctrmodel.Running)
+		r.steady(stopped, ctrmodel.Stopped)
+		r.steady(never, ctrmodel.Stopped)
+		r.stop()
+	}
+}
+
+func TestFailedStartByHandIsTriedAfterTheNextBoot(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a", policy(ctrmodel.RestartAlways, 0))
+	r.fake.behave(func() {
+		r.fake.launch = func(*ctrmodel.Container) error { return errors.New("no such device") }
+	})
+	r.fake.exit(id, 1)
+	r.await(id, "tried", func(c *ctrmodel.Container) bool { return c.State.Error == "no such device" })
+	if err := r.Start(t.Context(), id); err == nil {
+		t.Fatal("started")
+	}
+	r.stop()
+	r.boot, r.fake.launch = "another one", nil
+	r.start()
+	r.awaitStatus(id, ctrmodel.Running)
+}

@@ -128,31 +128,39 @@ func (a *actor) begin() error {
 	return nil
 }
 
-// start tries once.
+// start tries once. A container that was to run before goes on being tried by its restart policy if that fails.
 func (a *actor) start(ctx context.Context) error {
 	if err := a.verify(ctx); err != nil {
 		return err
 	}
+	return a.try(ctx, a.rec.Run)
+}
+
+// try is a start that the restart policy goes on with or not, if it fails.
+func (a *actor) try(ctx context.Context, goesOn bool) error {
 	if err := a.begin(); err != nil {
 		return err
 	}
 	err := a.settle(ctx, ctrmodel.StopOptions{})
-	if err != nil && ctx.Err() == nil { // else whoever interrupted it decides
+	switch {
+	case err == nil:
+		return a.lives()
+	case ctx.Err() != nil: // whoever interrupted it decides
+	case goesOn:
+		a.failed(err)
+	default:
 		a.rec.Run = false
 		a.commit("")
 	}
-	if err != nil {
-		return err
-	}
-	return a.lives()
+	return err
 }
 
-// succeed is a start, if there is no process, of the container that has been switched to.
+// succeed is a start, if there is no process, of the container that has been switched to. Its owner decides what comes after it.
 func (a *actor) succeed(ctx context.Context) error {
 	if err := a.verify(ctx); err != nil || a.rec.State.HasProcess() {
 		return err
 	}
-	return a.start(ctx)
+	return a.try(ctx, false)
 }
 
 // ensure is a start, if there is no process, of which the restart policy takes care if it fails.
@@ -214,6 +222,7 @@ func (a *actor) restart(ctx context.Context, o ctrmodel.StopOptions) error {
 	if err := a.startable(); err != nil {
 		return err
 	}
+	ran := a.rec.Run
 	err := a.want(func(r *record) { r.Run, r.ManuallyStopped, r.RestartCount = true, false, 0 })
 	if err != nil {
 		return err
@@ -226,7 +235,7 @@ func (a *actor) restart(ctx context.Context, o ctrmodel.StopOptions) error {
 	if err != nil {
 		return err
 	}
-	return a.start(ctx)
+	return a.try(ctx, ran)
 }
 
 // hold ends the process for a while; what is wanted of the container stays as it is.
