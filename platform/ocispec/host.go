@@ -21,6 +21,7 @@ type Host struct {
 	Swap         bool   // can be limited
 	Pids         bool   // can be limited
 	Seccomp      bool   // filters system calls
+	Recursive    bool   // makes a mount read-only with all that is mounted in it
 	Capabilities uint64 // that anybody can have here
 }
 
@@ -33,6 +34,7 @@ func Probe() Host {
 	h.CgroupV2 = unix.Statfs(cgroups, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
 	h.Systemd = exists("/run/systemd/system")
 	h.Seccomp = exists("/proc/sys/kernel/seccomp/actions_avail")
+	h.Recursive = unix.MountSetattr(-1, "", 0, &unix.MountAttr{}) == nil // asks for nothing; Linux has it since 5.12
 	if h.CgroupV2 {
 		// The root has no such file, and a kernel without it is rare.
 		groups, _ := filepath.Glob(cgroups + "/*/memory.current")

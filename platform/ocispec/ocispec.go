@@ -56,7 +56,7 @@ func Build(c *ctrmodel.Container, img v1.ImageConfig, o Options) (*specs.Spec, e
 	if len(args) == 0 {
 		return nil, ctrmodel.Errorf(ctrmodel.InvalidArgument, "image %s does not say what to run: config.cmd is missing", c.Image.Name)
 	}
-	mounts, propagation, err := mounts(c)
+	mounts, propagation, err := mounts(c, o.Host)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +184,7 @@ var (
 )
 
 // mounts are the usual ones, those of the container, and the files of its network. What comes later hides what was there.
-func mounts(c *ctrmodel.Container) (list []specs.Mount, propagation string, err error) {
+func mounts(c *ctrmodel.Container, host Host) (list []specs.Mount, propagation string, err error) {
 	access := "ro"
 	if c.HostConfig.Privileged {
 		access = "rw"
@@ -214,6 +214,9 @@ func mounts(c *ctrmodel.Container) (list []specs.Mount, propagation string, err 
 		if err != nil {
 			return nil, "", err
 		}
+		if m.ReadOnly && host.Recursive && isRunc(c.HostConfig.Runtime) && hasPlaces(m, own) {
+			bound.Options = append(bound.Options, "rro")
+		}
 		list = slices.DeleteFunc(list, func(other specs.Mount) bool { return other.Destination == bound.Destination })
 		list = append(list, bound)
 		// What is to be passed on has to get into the container's mount namespace in the first place.
@@ -225,6 +228,24 @@ func mounts(c *ctrmodel.Container) (list []specs.Mount, propagation string, err 
 		}
 	}
 	return list, propagation, nil
+}
+
+// isRunc reports whether a runtime knows the option rro, as runc does since 1.1 and crun since 1.4, or takes no offence at it, as
+// those before do. Others refuse what they do not know.
+func isRunc(runtime string) bool {
+	return strings.HasPrefix(runtime, "io.containerd.runc.") || runtime == "io.containerd.runtime.v1.linux"
+}
+
+// hasPlaces reports whether what a mount shows has a place for each mount in it. Else crun makes one, unless the option rro keeps it
+// from that, and the container from starting.
+func hasPlaces(m ctrmodel.Mount, all []ctrmodel.Mount) bool {
+	for _, in := range all {
+		place, err := filepath.Rel(filepath.Join("/", m.Destination), filepath.Join("/", in.Destination))
+		if err == nil && place != "." && filepath.IsLocal(place) && !exists(filepath.Join(m.Source, place)) {
+			return false
+		}
+	}
+	return true
 }
 
 func depth(path string) int { return strings.Count(filepath.Join("/", path), "/") }

@@ -18,7 +18,7 @@ import (
 )
 
 // full is a host that can do all.
-var full = Host{Swap: true, Pids: true, Seccomp: true, Capabilities: 1<<len(capabilityNames) - 1}
+var full = Host{Swap: true, Pids: true, Seccomp: true, Recursive: true, Capabilities: 1<<len(capabilityNames) - 1}
 
 // build is the specification of a container with a change.
 func build(t *testing.T, img v1.ImageConfig, host Host, change func(c *ctrmodel.Container)) (*specs.Spec, error) {
@@ -132,7 +132,7 @@ func TestMountsOfAContainerReplaceTheUsualOnes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for destination, options := range map[string][]string{
-		"/dev/shm": {"rbind", "rprivate"}, "/etc/hosts": {"rbind", "rprivate", "ro"}, "/y": {"rbind", "rslave"},
+		"/dev/shm": {"rbind", "rprivate"}, "/etc/hosts": {"rbind", "rprivate", "ro", "rro"}, "/y": {"rbind", "rslave"},
 	} {
 		var got []specs.Mount
 		for _, m := range s.Mounts {
@@ -152,6 +152,46 @@ func TestMountsOfAContainerReplaceTheUsualOnes(t *testing.T) {
 	})
 	if ctrmodel.KindOf(err) != ctrmodel.FailedPrecondition || !strings.Contains(err.Error(), "mount "+dir+"/not-there") {
 		t.Error(err)
+	}
+}
+
+func TestReadOnlyMountIsSoWithAllThatIsMountedInIt(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"sub", "a/b"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		what    string
+		host    Host
+		runtime string
+		more    []string // destinations of other mounts
+		want    bool
+	}{
+		{"alone", full, "", nil, true},
+		{"old kernel", Host{}, "", nil, false},
+		{"old name of runc", full, "io.containerd.runtime.v1.linux", nil, true},
+		{"kata", full, "io.containerd.kata.v2", nil, false},
+		{"runsc", full, "io.containerd.runsc.v1", nil, false},
+		{"others beside it", full, "", []string{"/mnt2", "/", "/mn", "/mnt/../x"}, true},
+		{"others in it", full, "", []string{"/mnt/sub", "/mnt/a/b/", "mnt/a"}, true},
+		{"one in it that has no place there", full, "", []string{"/mnt/sub", "mnt/a/c"}, false},
+	} {
+		s, err := build(t, v1.ImageConfig{}, test.host, func(c *ctrmodel.Container) {
+			c.HostConfig.Runtime = test.runtime
+			c.Mounts = []ctrmodel.Mount{{Source: dir, Destination: "/mnt/", ReadOnly: true}}
+			for _, to := range test.more {
+				c.Mounts = append(c.Mounts, ctrmodel.Mount{Source: dir, Destination: to})
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return slices.Contains(m.Options, "ro") && m.Source == dir })
+		if i < 0 || slices.Contains(s.Mounts[i].Options, "rro") != test.want {
+			t.Errorf("%s: %+v", test.what, s.Mounts)
+		}
 	}
 }
 

@@ -259,6 +259,57 @@ echo loopback $(cat /sys/class/net/*/address)
 	})
 }
 
+func TestNothingBelowAReadOnlyMountIsWritten(t *testing.T) {
+	for _, runtime := range []string{"runc", "crun"} {
+		for _, propagation := range []string{"rprivate", "rslave", "shared"} {
+			t.Run(runtime+" "+propagation, func(t *testing.T) {
+				b := newBox(t, runtime, "sh", "-c", `
+echo top $(touch /mnt/x 2>&1)
+echo sub $(touch /mnt/sub/x 2>&1)
+echo deep $(touch /mnt/sub/deep/x 2>&1)
+echo own $(touch /mnt/own/x 2>&1)
+`)
+				if !b.host.Recursive {
+					t.Skip("a kernel before 5.12")
+				}
+				dir, own := t.TempDir(), t.TempDir()
+				for _, sub := range []string{".", "sub", "sub/deep"} {
+					at := filepath.Join(dir, sub)
+					err := os.MkdirAll(at, 0o755)
+					if err == nil {
+						err = unix.Mount("none", at, "tmpfs", 0, "")
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+				}
+				if err := os.Mkdir(filepath.Join(dir, "own"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+					t.Fatal(err)
+				}
+				b.c.Mounts = []ctrmodel.Mount{{Source: dir, Destination: "/mnt", Propagation: propagation, ReadOnly: true}, {Source: own, Destination: "/mnt/own"}}
+				want(t, b.run(), map[string]string{
+					"top": "touch: /mnt/x: Read-only file system", "sub": "touch: /mnt/sub/x: Read-only file system",
+					"deep": "touch: /mnt/sub/deep/x: Read-only file system", "own": "",
+				})
+				if err := os.WriteFile(filepath.Join(dir, "sub/deep/host"), nil, 0o644); err != nil {
+					t.Errorf("the host cannot write there any more: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// crun makes the place for a mount in a read-only one if there is none.
+func TestContainerStartsThatHasAMountInAReadOnlyOne(t *testing.T) {
+	b := newBox(t, "crun", "sh", "-c", "echo new $(touch /mnt/new/x 2>&1); echo top $(touch /mnt/x 2>&1)")
+	b.c.Mounts = []ctrmodel.Mount{{Source: t.TempDir(), Destination: "/mnt", ReadOnly: true}, {Source: t.TempDir(), Destination: "/mnt/new"}}
+	want(t, b.run(), map[string]string{"new": "", "top": "touch: /mnt/x: Read-only file system"})
+}
+
 func TestContainerIsConfined(t *testing.T) {
 	for _, runtime := range []string{"runc", "crun"} {
 		t.Run(runtime, func(t *testing.T) {

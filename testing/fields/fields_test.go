@@ -438,6 +438,10 @@ func mounts(t *testing.T, l *lab) {
 		list = append(list, ctrmodel.Mount{Source: dir + "/" + name, Destination: "/m/" + name, Propagation: mode})
 	}
 	write(t, dir+"/file", "on the host")
+	below := dir + "/below"
+	if err := errors.Join(os.Mkdir(below, 0o755), unix.Mount("none", below, "tmpfs", 0, "")); err != nil {
+		t.Fatal(err)
+	}
 	list = append(list, ctrmodel.Mount{Source: dir + "/file", Destination: "/etc/one-file"},
 		ctrmodel.Mount{Source: dir, Destination: "/m/fixed", ReadOnly: true})
 	b := l.run(t, "mounts", func(c *ctrmodel.Container) {
@@ -478,6 +482,11 @@ func mounts(t *testing.T, l *lab) {
 	}
 	if out, code := b.probe("write", "/m/fixed/file", "x"); code == 0 || !strings.Contains(out, "read-only file system") {
 		t.Errorf("written: %q", out)
+	}
+	if unix.MountSetattr(-1, "", 0, &unix.MountAttr{}) == nil {
+		if out, code := b.probe("write", "/m/fixed/below/file", "x"); code == 0 || !strings.Contains(out, "read-only file system") {
+			t.Errorf("written to what the host has mounted below a read-only mount: %q", out)
+		}
 	}
 	if out, code := b.probe("write", "/m/default/new", "x"); code != 0 {
 		t.Errorf("not written: %q", out)
