@@ -16,7 +16,7 @@ import (
 	"sdvbox/platform/images"
 )
 
-// rank is what an order may interrupt: those of lower rank, and a stop another stop, which might take for ever.
+// rank is what an order may interrupt: those of lower rank, and a stop or a removal another one, which might take for ever.
 type rank int
 
 const (
@@ -26,7 +26,9 @@ const (
 	removing
 )
 
-func (r rank) interrupts(other rank) bool { return other < r || other == r && r == stopping }
+func (r rank) interrupts(other rank) bool {
+	return other < r || other == r && (r == stopping || r == removing)
+}
 
 var errInterrupted = ctrmodel.Errorf(ctrmodel.Cancelled, "interrupted by an order to stop or remove the container")
 

@@ -196,6 +196,29 @@ func TestStopNeedNotWaitForAnotherOne(t *testing.T) {
 	}
 }
 
+func TestRemovalNeedNotWaitForAnotherOne(t *testing.T) {
+	t.Parallel()
+	for name, second := range map[string]func(r *rig, id string) error{
+		"removal": func(r *rig, id string) error {
+			return r.Remove(t.Context(), id, true, ctrmodel.StopOptions{Signal: "SIGKILL"})
+		},
+		"engine's end": func(r *rig, id string) error { r.stop(); return nil },
+	} {
+		r := newRig(t, func(c *Config) { c.StopOnExit, c.StopTimeout = true, 50*time.Millisecond })
+		told := make(chan bool, 10)
+		r.fake.kill = func(string, syscall.Signal) bool { told <- true; return false }
+		id := r.running("deaf")
+		first := make(chan error)
+		go func() { first <- r.Remove(context.Background(), id, true, ctrmodel.StopOptions{Timeout: 3600}) }()
+		<-told
+		r.must(second(r, id))
+		r.wantKind(<-first, ctrmodel.Cancelled)
+		if left := r.fake.left(); len(left) > 0 || len(r.list()) > 0 {
+			t.Errorf("%s: left behind %v", name, left)
+		}
+	}
+}
+
 // It has been told that the process goes on if it does not heed the signal.
 func TestUnforcedStopIsNeverForced(t *testing.T) {
 	t.Parallel()
