@@ -462,8 +462,12 @@ func (a *actor) launch(ctx context.Context) error {
 		}
 	}
 	before := a.rec.State
+	var image images.Image
 	var pid int64
-	image, err := a.e.backend.Image(ctx, &a.rec.Container, a.rec.Digest)
+	err := a.rec.Validate() // of a record from the disk, nobody else has done so
+	if err == nil {
+		image, err = a.e.backend.Image(ctx, &a.rec.Container, a.rec.Digest)
+	}
 	if err == nil {
 		pid, err = a.process(ctx, image)
 	}

@@ -170,7 +170,7 @@ func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container, image image
 	}
 	if c.HostConfig.NetworkMode == ctrmodel.HostNetwork {
 		if name, err := os.Hostname(); err == nil {
-			c.HostName = name
+			setHostName(c, name)
 		}
 	}
 	netNS, err := m.Network.Attach(ctx, c)
@@ -209,6 +209,14 @@ func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container, image image
 	}
 	n, err := m.Client.Tasks.Start(whole, c.ID, "")
 	return int64(n), started(err)
+}
+
+// setHostName gives a container the host name of the machine, unless no container may have that: before it is told, it is "(none)".
+func setHostName(c *ctrmodel.Container, host string) {
+	before := c.HostName
+	if c.HostName = host; c.Validate() != nil {
+		c.HostName = before
+	}
 }
 
 // whole is for steps that go on although nobody waits for them any more: what they would leave when they are cut off, the shim

@@ -91,25 +91,44 @@ func (s store) load(log *slog.Logger) (records []*record, unreadable []string, e
 		if err == nil {
 			err = json.Unmarshal(data, r)
 		}
+		var odd error
 		if err == nil {
-			err = r.check(d.Name())
+			odd, err = r.check(d.Name())
 		}
 		if err != nil {
 			log.Error("cannot read the record of a container, left alone", "file", path, "error", err)
 			unreadable = append(unreadable, d.Name())
 			continue
 		}
+		if odd != nil {
+			log.Error("container makes no sense, it can only be stopped and removed", "file", path, "error", odd)
+		}
 		records = append(records, r)
 	}
 	return records, unreadable, nil
 }
 
-func (r *record) check(id string) error {
+// check says why a record cannot be that of the container with an id. What else is odd about it only keeps it from being
+// started: whatever runs has to be stopped and removed by somebody.
+func (r *record) check(id string) (odd, err error) {
 	if r.ID != id {
-		return fmt.Errorf("container_id %q, expected %q as the directory says", r.ID, id)
+		return nil, fmt.Errorf("container_id %q, expected %q as the directory says", r.ID, id)
 	}
-	r.Defaults(func() string { return id })
-	return r.Validate()
+	fill := func() error {
+		r.Defaults(func() string { return id })
+		return r.Validate()
+	}
+	odd = fill()
+	if odd != nil && r.HostConfig.NetworkMode == ctrmodel.HostNetwork {
+		r.HostName = "" // was the machine's, whatever that was
+		odd = fill()
+	}
+	if odd == nil {
+		return nil, nil
+	}
+	plain := ctrmodel.Container{ID: id, Name: r.Name, Image: ctrmodel.Image{Name: id}}
+	plain.Defaults(nil)
+	return odd, plain.Validate()
 }
 
 func (s store) save(r *record) error {
@@ -163,13 +182,17 @@ func original2records(home string, log *slog.Logger) ([]*record, error) {
 			c, err = ctrmodel.ParseOriginal(data)
 		}
 		r := &record{}
+		var odd error
 		if err == nil {
 			r.Container = *c
-			err = r.check(d.Name())
+			odd, err = r.check(d.Name())
 		}
 		if err != nil {
 			log.Error("cannot take over a container of the original agent", "file", path, "error", err)
 			continue
+		}
+		if odd != nil {
+			log.Error("container of the original agent makes no sense, it can only be stopped and removed", "file", path, "error", odd)
 		}
 		if names[r.Name] { // were allowed
 			r.Name += "-" + r.ID
