@@ -107,6 +107,8 @@ func TestCallReachesTheRightCommand(t *testing.T) {
 		{"./sdvbox-arm64 copy", result{0, "input\n", ""}},
 		{"slots show", result{0, "slots &{Slot:" + wait + `[] json=false` + "\n", ""}},
 		{"slots show a -s x b", result{0, "slots &{Slot:x" + wait + `["a" "b"] json=false` + "\n", ""}},
+		{"slots show --dry-run=true", result{0, "slots &{Slot: Wait:5m0s Dry:true Old:} [] json=false\n", ""}},
+		{"slots show --dry-run --dry-run=false", result{0, "slots &{Slot:" + wait + `[] json=false` + "\n", ""}},
 		{"slots show -- -s", result{0, "slots &{Slot:" + wait + `["-s"] json=false` + "\n", ""}},
 		{"slots show --output json", result{0, "slots &{Slot:" + wait + `[] json=true` + "\n", ""}},
 		{"slots --output=json show", result{0, "slots &{Slot:" + wait + `[] json=true` + "\n", ""}},

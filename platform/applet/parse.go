@@ -39,15 +39,12 @@ type parser struct {
 // error means wrong tags in the options, which is a mistake of the program.
 func newParser(cmd *Command, json bool) (*parser, error) {
 	p := &parser{
-		flags:   flags.NewNamedParser(cmd.Name, flags.PassDoubleDash),
+		flags:   flags.NewNamedParser(cmd.Name, flags.PassDoubleDash|flags.AllowBoolValues),
 		output:  outputOption{"text"},
 		goStyle: cmd.GoFlagStyle,
 	}
 	if json {
 		p.output.Output = "json"
-	}
-	if p.goStyle {
-		p.flags.Options |= flags.AllowBoolValues
 	}
 	var groups []any
 	if cmd.Options != nil {
