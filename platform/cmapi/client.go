@@ -183,6 +183,13 @@ func (c *Client) Exec(ctx context.Context, id string, o ctrmodel.ExecOptions, s 
 	first := &execRequest{
 		ID: id, Args: o.Args, Env: o.Env, Dir: o.Dir, User: o.User, TTY: o.TTY, Privileged: o.Privileged, Stdin: s.Stdin != nil,
 	}
+	select { // what is known is there when the process starts
+	case size, ok := <-s.Resize:
+		if ok {
+			first.Window = (*windowSize)(&size)
+		}
+	default:
+	}
 	defer send(st, first, s, func(data []byte, window *windowSize, finish bool) any {
 		return &execRequest{Data: data, Window: window, Finish: finish}
 	})()

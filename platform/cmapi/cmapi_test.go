@@ -722,6 +722,38 @@ func TestAttachConnectsTheStreams(t *testing.T) {
 	}
 }
 
+func TestProcessBeginsWithTheSizeThatIsKnown(t *testing.T) {
+	f := &fake{exec: func(_ ctrmodel.ExecOptions, s ctrmodel.Streams) (int, error) {
+		select {
+		case size := <-s.Resize:
+			return int(size.Width), nil
+		default:
+			return 0, nil
+		}
+	}}
+	c := start(t, f)
+	for range 20 { // what comes late is not always late
+		resize := make(chan ctrmodel.WindowSize, 1)
+		resize <- ctrmodel.WindowSize{Width: 101, Height: 23}
+		if width, err := c.Exec(t.Context(), "a", ctrmodel.ExecOptions{TTY: true}, ctrmodel.Streams{Resize: resize}); width != 101 || err != nil {
+			t.Fatalf("width %d, %v", width, err)
+		}
+	}
+	closed := make(chan ctrmodel.WindowSize)
+	close(closed)
+	if width, err := c.Exec(t.Context(), "a", ctrmodel.ExecOptions{TTY: true}, ctrmodel.Streams{Resize: closed}); width != 0 || err != nil {
+		t.Errorf("without a size: width %d, %v", width, err)
+	}
+
+	// Clients may tell it later, as they had to.
+	f.exec = func(_ ctrmodel.ExecOptions, s ctrmodel.Streams) (int, error) { return int((<-s.Resize).Width), nil }
+	resize := make(chan ctrmodel.WindowSize)
+	go func() { resize <- ctrmodel.WindowSize{Width: 80, Height: 25} }()
+	if width, err := c.Exec(t.Context(), "a", ctrmodel.ExecOptions{TTY: true}, ctrmodel.Streams{Resize: resize}); width != 80 || err != nil {
+		t.Errorf("told later: width %d, %v", width, err)
+	}
+}
+
 // A process that does not read, or is gone, must not hold up anybody.
 func TestInputThatNobodyReadsIsDropped(t *testing.T) {
 	ended := make(chan bool)

@@ -226,6 +226,9 @@ func streams[M any, P message[M]](st *grpc.ServerStream, first P, stdin bool, an
 		s.Stdin = nil
 		in.Close() // so that input is dropped
 	}
+	if _, window, _ := first.input(); window != nil {
+		resize <- ctrmodel.WindowSize(*window) // is there before anybody looks for it
+	}
 	go func() {
 		for r := first; ; r = new(M) {
 			if r != first {
@@ -235,7 +238,7 @@ func streams[M any, P message[M]](st *grpc.ServerStream, first P, stdin bool, an
 				}
 			}
 			data, window, finish := r.input()
-			if window != nil {
+			if window != nil && r != first {
 				select {
 				case <-resize: // the size before that does not matter any more
 				default:
