@@ -21,7 +21,7 @@ type createOptions struct {
 	TTY               bool     `long:"t" description:"with a terminal"`
 	Interactive       bool     `long:"i" description:"keep standard input open"`
 	Privileged        bool     `long:"privileged" description:"with all devices and capabilities of the host"`
-	RestartPolicy     string   `long:"rp" value-name:"POLICY" choice:"no" choice:"always" choice:"unless-stopped" choice:"on-failure" description:"when it is restarted; default: unless-stopped"`
+	RestartPolicy     string   `long:"rp" value-name:"POLICY" description:"when it is restarted: no, always, unless-stopped or on-failure; default: unless-stopped"`
 	RetryCount        int64    `long:"rp-cnt" value-name:"N" description:"how many restarts on-failure tries, 0 for no limit"`
 	RetryTimeout      int64    `long:"rp-to" value-name:"SECONDS" description:"the longest pause between restarts of on-failure"`
 	Devices           list     `long:"devices" value-name:"HOST:CONTAINER[:rwm]" description:"devices of the host, with commas"`
@@ -63,7 +63,7 @@ func (s *Access) create() applet.Command {
 		Options:     func() any { return s.newCreateOptions() },
 		Run: func(ctx context.Context, c *applet.Call) error {
 			o := c.Options.(*createOptions)
-			wanted, err := o.container(c)
+			wanted, err := o.container(ctx, c)
 			if err != nil {
 				return err
 			}
@@ -93,9 +93,9 @@ func valid(wanted *ctrmodel.Container) error {
 }
 
 // container is what the options and arguments, or a file, describe.
-func (o *createOptions) container(c *applet.Call) (*ctrmodel.Container, error) {
+func (o *createOptions) container(ctx context.Context, c *applet.Call) (*ctrmodel.Container, error) {
 	if o.File != "" {
-		return o.read(c)
+		return o.read(ctx, c)
 	}
 	if len(c.Args) == 0 {
 		return nil, usage("expected an image")
@@ -156,7 +156,7 @@ func parse[T any](texts []string, one func(string) (T, error)) ([]T, error) {
 }
 
 // read takes the description from a file.
-func (o *createOptions) read(c *applet.Call) (*ctrmodel.Container, error) {
+func (o *createOptions) read(ctx context.Context, c *applet.Call) (*ctrmodel.Container, error) {
 	given, err := o.describe("", c.Args)
 	if err != nil {
 		return nil, err
@@ -173,9 +173,24 @@ func (o *createOptions) read(c *applet.Call) (*ctrmodel.Container, error) {
 		defer f.Close()
 		file = f
 	}
-	data, err := io.ReadAll(io.LimitReader(file, maxDescription))
-	if err != nil {
-		return nil, fmt.Errorf("description of the container: %w", err)
+	type result struct {
+		data []byte
+		err  error
+	}
+	read := make(chan result, 1)
+	go func() { // who types it may be interrupted
+		data, err := io.ReadAll(io.LimitReader(file, maxDescription))
+		read <- result{data, err}
+	}()
+	var data []byte
+	select {
+	case r := <-read:
+		if r.err != nil {
+			return nil, fmt.Errorf("description of the container: %w", r.err)
+		}
+		data = r.data
+	case <-ctx.Done():
+		return nil, applet.Exit(exitInterrupted, nil)
 	}
 	w, odd, err := ctrmodel.ParseDescriptor(data)
 	if err != nil {

@@ -77,7 +77,11 @@ func (s *Access) pull() applet.Command {
 				if c.Options.(*options).Refresh {
 					pull = client.Refresh
 				}
-				bar := newBar(c.Stderr)
+				progress := c.Stderr
+				if c.JSON { // where only an error is to be
+					progress = io.Discard
+				}
+				bar := newBar(progress)
 				image, err := pull(ctx, c.Args[0], bar.show)
 				bar.end()
 				switch {

@@ -8,11 +8,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
+
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/applet"
 	"sdvbox/platform/cmapi"
@@ -58,6 +61,7 @@ func Command() applet.Command {
 
 With --output json results are JSON, a line for each where there are many.`,
 		Options: func() any { return s },
+		Run:     func(context.Context, *applet.Call) error { return applet.Help },
 		Exit:    exits,
 		Sub:     commands,
 	})
@@ -96,6 +100,8 @@ func (s *Access) wait(ctx context.Context, client *cmapi.Client) error {
 			return err
 		case kind != ctrmodel.Unavailable && kind != ctrmodel.DeadlineExceeded:
 			return err
+		case denied(s.Host) != nil: // and will be
+			return applet.Exit(exitDown, denied(s.Host))
 		case time.Since(start) >= limit:
 			return applet.Exit(exitDown, fmt.Errorf("the container agent does not answer at %s: %w", s.Host, err))
 		}
@@ -104,6 +110,22 @@ func (s *Access) wait(ctx context.Context, client *cmapi.Client) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// denied is not nil if a socket is there that is not for this user.
+func denied(host string) error {
+	file := strings.TrimPrefix(strings.TrimPrefix(host, "unix:"), "//")
+	if strings.HasPrefix(host, "tcp:") || unix.Access(file, unix.W_OK) != unix.EACCES {
+		return nil
+	}
+	who := "root"
+	var fi unix.Stat_t
+	if unix.Stat(file, &fi) == nil && fi.Mode&unix.S_IWGRP != 0 {
+		if group, err := user.LookupGroupId(strconv.Itoa(int(fi.Gid))); err == nil && group.Name != who {
+			who += " or the group " + group.Name
+		}
+	}
+	return fmt.Errorf("the container agent at %s needs %s: %w", host, who, unix.EACCES)
 }
 
 // Target is the container that a command is about.
@@ -144,10 +166,15 @@ func (t *Target) find(ctx context.Context, client *cmapi.Client, id string) (*ct
 	} else {
 		found, err = t.named(ctx, client)
 	}
+	return found, missing(err)
+}
+
+// missing gives the error about a container that is not there its exit code.
+func missing(err error) error {
 	if err != nil && ctrmodel.KindOf(err) == ctrmodel.NotFound {
-		return nil, applet.Exit(exitNotFound, err)
+		return applet.Exit(exitNotFound, err)
 	}
-	return found, err
+	return err
 }
 
 // named returns the container with the name. While one takes the place of another there are two: it is the one that has a process.
@@ -193,9 +220,13 @@ func (t *Target) with(ctx context.Context, id string, do func(*cmapi.Client, *ct
 // list is an option that can be given more than once, and with commas.
 type list []string
 
-// UnmarshalFlag adds what is between commas.
+// UnmarshalFlag adds what is between commas, if it is anything.
 func (l *list) UnmarshalFlag(text string) error {
-	*l = append(*l, strings.Split(text, ",")...)
+	for entry := range strings.SplitSeq(text, ",") {
+		if entry != "" {
+			*l = append(*l, entry)
+		}
+	}
 	return nil
 }
 

@@ -4,8 +4,10 @@ package kantocm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/applet"
 	"sdvbox/platform/cmapi"
@@ -30,6 +34,7 @@ type fake struct {
 	calls  []string
 	all    []*ctrmodel.Container
 	events chan ctrmodel.Event
+	end    ctrmodel.Action // of what is started
 	stats  uint64
 }
 
@@ -70,7 +75,7 @@ func (f *fake) Start(_ context.Context, id string) error {
 		ended, _ := f.Get(nil, id)
 		ended = ended.Clone()
 		ended.State.SetExited(7, time.Now(), false, "")
-		f.events <- ctrmodel.Event{Time: time.Now(), Action: ctrmodel.ActionExited, Container: ended}
+		f.events <- ctrmodel.Event{Time: time.Now(), Action: cmp.Or(f.end, ctrmodel.ActionExited), Container: ended}
 	}
 	return f.note("start %s", id)
 }
@@ -114,6 +119,11 @@ func (f *fake) Attach(_ context.Context, _ string, s ctrmodel.Streams, attached 
 
 func (f *fake) Exec(_ context.Context, id string, o ctrmodel.ExecOptions, s ctrmodel.Streams) (int, error) {
 	f.note("exec %s %+v", id, o)
+	select {
+	case size := <-s.Resize: // is that of a terminal, which does not end
+		return 3, f.note("%+v", size)
+	default:
+	}
 	if s.Stdin != nil {
 		io.Copy(s.Stdout, s.Stdin)
 	}
@@ -139,6 +149,9 @@ func (f *fake) Logs(_ context.Context, id string, o ctrmodel.LogOptions, yield f
 }
 
 func (f *fake) Stats(_ context.Context, id string) (ctrmodel.Stats, error) {
+	if _, err := f.Get(nil, id); err != nil {
+		return ctrmodel.Stats{}, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.stats++ // a quarter of the CPUs
@@ -152,6 +165,7 @@ func (f *fake) Pull(_ context.Context, name string, progress func(ctrmodel.Progr
 	if name == noImage {
 		return ctrmodel.StoredImage{}, errNoImage
 	}
+	progress(ctrmodel.Progress{Phase: "resolving"})
 	if name != "host/one:1" {
 		return ctrmodel.StoredImage{}, ctrmodel.Errorf(ctrmodel.Unauthenticated, "the registry wants other credentials")
 	}
@@ -263,6 +277,9 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"remove -f -t 3s id1 id2", 0, "remove id1 true {Timeout:3 Force:true Signal:}; remove id2 true {Timeout:3 Force:true Signal:}", "", ""},
 		{"remove nobody id1", 3, "remove id1 false {Timeout:0 Force:false Signal:}", "", "nobody"},
 		{"remove", 2, "", "", "either"},
+		{"remove --force=true id1", 0, "remove id1 true {Timeout:0 Force:true Signal:}", "", ""},
+		{"remove -f=false id1", 0, "remove id1 false {Timeout:0 Force:false Signal:}", "", ""},
+		{"remove --force=perhaps id1", 2, "", "", "perhaps"},
 		{"update id1 --rp on-failure --rp-cnt 3", 0, `update id1 {"RestartPolicy":{"maximum_retry_count":3,"retry_timeout":0,"type":"on-failure"},"Resources":null}`, "", ""},
 		{"update id1 -m 32M", 0, `update id1 {"RestartPolicy":null,"Resources":{"memory":"32M"}}`, "", ""},
 		{"update id1 --memory-swap -1", 0, `update id1 {"RestartPolicy":null,"Resources":{"memory":"64M","memory_swap":"-1"}}`, "", ""},
@@ -276,6 +293,9 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"list -q --filter exitcode=1", 0, "", "", ""},
 		{"list --filter exitcode=1", 0, "", "No containers found.\n", ""},
 		{"list --filter colour=red", 2, "", "", "colour"},
+		{"list -q --filter=", 0, "", "id1 id2 id3 id4 id5\n", ""},
+		{"stats nobody", 3, "", "", "nobody"},
+		{"stats id1 nobody", 3, "", "", "nobody"},
 		{"logs id1", 0, "logs id1 {Tail:100 Follow:false}", "half line\n", "grün <\n"},
 		{"logs id1 -t -1 -f --timestamps", 0, "logs id1 {Tail:-1 Follow:true}", "2024-05-01T10:00:00.1Z half line\n", "2024-05-01T10:00:00.2Z grün <\n"},
 		{"logs id3", 0, "logs id3 {Tail:100 Follow:false}", "half ??{\"stre\n", "grün <\n"},
@@ -283,7 +303,7 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"exec id1 ls -l", 3, "exec id1 {Args:[ls -l] Env:[] Dir: User: TTY:false Privileged:false}", "", "err\n"},
 		{"exec -i -t -e A=1 -w /d -u me --privileged -n one -- ls -l", 3, "exec id1 {Args:[ls -l] Env:[A=1] Dir:/d User:me TTY:true Privileged:true}", "input", "err\n"},
 		{"exec id1", 2, "", "", "missing"},
-		{"pull host/one:1", 0, "", "host/one:1@sha256:0123456789abcdef\n", "downloading\nunpacking\n"},
+		{"pull host/one:1", 0, "", "host/one:1@sha256:0123456789abcdef\n", "resolving\ndownloading\nunpacking\n"},
 		{"pull host/two:1", 1, "", "", "credentials"},
 		{"pull host/none:1", 1, "", "", "no image"},
 		{"create host/none:1", 1, "", "", "no image"},
@@ -306,6 +326,7 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"create --name .x host/one:1", 2, "", "", "container_name"},
 		{"create --network some host/one:1", 2, "", "", "none"},
 		{"create --memory 1 host/one:1", 2, "", "", "size"},
+		{"create --rp never host/one:1", 2, "", "", "unless-stopped"},
 		{"bogus", 2, "", "", "bogus"},
 	} {
 		f := newFake()
@@ -329,6 +350,8 @@ func TestCreateSendsWhatIsDescribed(t *testing.T) {
 		want []string // parts of what the engine gets
 	}{
 		{"host/web:1", []string{`"name":"host/web:1"`, `"config":null`, `"network_mode":"bridge"`, `"privileged":false`, `"max_size":"100M"`}},
+		{"--privileged=false --t=true --i=1 --ports= --hosts= --devices= --mp= --cap-add=,CAP_A, --rp= host/web:1", []string{
+			`"privileged":false`, `"open_stdin":true`, `"tty":true`, `"port_mappings":null`, `"extra_hosts":null`, `"mount_points":null`, `["CAP_A"]`, `"restart_policy":{"maximum_retry_count":0,"retry_timeout":0,"type":""}`}},
 		{"-n web --t --i --e A=1,2 --e B host/web:1 sh -c --e", []string{
 			`"container_name":"web"`, `"env":["A=1,2","B"]`, `"cmd":["sh","-c","--e"]`, `"open_stdin":true`, `"tty":true`}},
 		{"--rp on-failure --rp-to 5 --devices /dev/a:/dev/b:r,/dev/c:/dev/c --cap-add CAP_A,CAP_B host/web:1", []string{
@@ -403,9 +426,11 @@ func TestResultsAreTablesOrJSON(t *testing.T) {
 	if !strings.Contains(out, "one       id1  25.0 %  3.0 MiB  1.0 GiB") || strings.Count(out, "\n") != 3 {
 		t.Errorf("stats: %s", out)
 	}
-	code, out, stderr := call("", "kanto-cm", "--host", host, "get", "nobody", "--output", "json")
-	if code != 3 || out != "" || !strings.HasPrefix(stderr, `{"error":`) {
-		t.Errorf("error: %d, %q, %s", code, out, stderr)
+	for line, want := range map[string]int{"get nobody": 3, "pull host/two:1": 1, "stats nobody": 3} {
+		code, out, stderr := call("", append([]string{"kanto-cm", "--host", host, "--output", "json"}, strings.Fields(line)...)...)
+		if code != want || out != "" || !strings.HasPrefix(stderr, `{"error":`) {
+			t.Errorf("%s: %d, %q, %s", line, code, out, stderr)
+		}
 	}
 }
 
@@ -415,6 +440,103 @@ func TestAttachedStartEndsAsTheContainer(t *testing.T) {
 	code, out, stderr := call("input,", "kanto-cm", "--host", serve(t, f), "start", "--i", "id2")
 	if code != 7 || out != "input,out\n" || stderr != "err\n" || !slices.Equal(f.calls, []string{"start id2"}) {
 		t.Errorf("exit code %d, output %q, %q, engine %q", code, out, stderr, f.calls)
+	}
+}
+
+func TestAttachedCommandsEndWithTheirContainer(t *testing.T) {
+	for line, started := range map[string][]string{"attach id1": nil, "start --a id2": {"start id2"}} {
+		f := newFake()
+		f.events, f.end = make(chan ctrmodel.Event, 2), ctrmodel.ActionRemoved
+		if started == nil {
+			f.events <- ctrmodel.Event{Time: time.Now(), Action: ctrmodel.ActionRemoved, Container: f.all[0]}
+		}
+		host, ended := serve(t, f), make(chan string)
+		go func() {
+			code, out, stderr := call("", append([]string{"kanto-cm", "--host", host}, strings.Fields(line)...)...)
+			ended <- fmt.Sprint(code, out, stderr)
+		}()
+		select {
+		case got := <-ended:
+			if !strings.HasPrefix(got, "1out\nerr\n") || !strings.HasSuffix(got, "was removed\n") || !slices.Equal(f.calls, started) {
+				t.Errorf("%s: %q, engine %q", line, got, f.calls)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s does not end", line)
+		}
+	}
+}
+
+// pty is a terminal and who looks at it.
+func pty(t *testing.T, width, height uint16) (master, tty *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { master.Close() })
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	err = errors.Join(err, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0),
+		unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: width, Row: height}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tty.Close() })
+	return master, tty
+}
+
+func TestProcessBeginsWithTheSizeOfTheTerminal(t *testing.T) {
+	f := newFake()
+	host := serve(t, f)
+	_, tty := pty(t, 101, 23)
+	pipe := strings.NewReader("")
+	for _, test := range []struct {
+		options string
+		in      io.Reader
+		out     io.Writer
+		want    string
+	}{
+		{"-i -t", tty, tty, "{Width:101 Height:23}"},
+		{"-t", tty, tty, "{Width:101 Height:23}"},
+		{"-t", pipe, tty, "{Width:101 Height:23}"},
+		{"-i -t", pipe, tty, "{Width:101 Height:23}"},
+		{"-t", tty, io.Discard, "{Width:101 Height:23}"},
+		{"-t", pipe, io.Discard, ""},
+		{"", tty, tty, ""},
+	} {
+		for range 20 { // what comes late is not always late
+			f.calls = nil
+			var stderr bytes.Buffer
+			args := append([]string{"kanto-cm", "--host", host, "exec"}, append(strings.Fields(test.options), "id1", "ls")...)
+			code := applet.Main([]applet.Command{Command()}, args, test.in, test.out, &stderr)
+			if got := strings.Join(f.calls[1:], "; "); code != 3 || got != test.want {
+				t.Fatalf("exec %s from %T to %T: exit code %d, size %q, want %q: %s", test.options, test.in, test.out, code, got, test.want, &stderr)
+			}
+		}
+	}
+}
+
+func TestDescriptionThatIsTypedCanBeInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	typed, keys := io.Pipe()
+	defer keys.Close()
+	cancel()
+	ended := make(chan error, 1)
+	go func() {
+		o := new(Access).newCreateOptions()
+		o.File = "-"
+		_, err := o.container(ctx, &applet.Call{Stdin: typed})
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if fmt.Sprint(err) != "exit code 130" {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it goes on")
 	}
 }
 
@@ -474,7 +596,7 @@ func TestCtrExecRunsCommandsAndExplainsItself(t *testing.T) {
 }
 
 func TestHelpAndCompletionAreCommandsToo(t *testing.T) {
-	for line, same := range map[string]string{"help": "--help", "help stop": "stop --help", "help completion bash": "completion bash --help"} {
+	for line, same := range map[string]string{"": "--help", "help": "--help", "help stop": "stop --help", "help completion bash": "completion bash --help"} {
 		code, out, stderr := call("", append([]string{"kanto-cm"}, strings.Fields(line)...)...)
 		_, want, _ := call("", append([]string{"kanto-cm"}, strings.Fields(same)...)...)
 		if code != 0 || out != want || !strings.HasPrefix(out, "Usage: kanto-cm") {
@@ -517,39 +639,6 @@ func TestKeysToLeaveAreNotPassedOn(t *testing.T) {
 		}
 		if got != test.want || left != test.left {
 			t.Errorf("%q: passed on %q, %t, want %q, %t", test.typed, got, left, test.want, test.left)
-		}
-	}
-}
-
-func TestDeployerKeepsWhatItCannotReplaceAndTakesItsTime(t *testing.T) {
-	f := newFake()
-	client := cmapi.NewClient(serve(t, f))
-	defer client.Close()
-	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
-	if err := os.Symlink(dir, link); err != nil {
-		t.Fatal(err)
-	}
-	d := &deployer{dir: link, begun: true, tried: map[string]attempt{}, say: t.Logf}
-	for _, step := range []struct {
-		text  string
-		fails string
-		calls []string
-	}{
-		{`{"container_name":"one","image":{"name":"host/none:1"}}`, "no image", nil},
-		{`{"container_name":"one","image":{"name":"host/none:1"}}`, "", nil}, // not yet again
-		{`{"container_name":"one","image":{"name":"host/one:1"},"config":{"env":["=x"]}}`, "env", nil},
-		{`{"container_name":"one","image":{"name":"host/one:1"},"config":{"env":["A=1"]}}`, "", []string{"remove id1", "create", "start new"}},
-	} {
-		f.calls = nil
-		if err := os.WriteFile(filepath.Join(dir, "one.json"), []byte(step.text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		err := d.deploy(t.Context(), client)
-		if step.fails == "" && err != nil || step.fails != "" && (err == nil || !strings.Contains(err.Error(), step.fails)) {
-			t.Errorf("%s: %v, want %q", step.text, err, step.fails)
-		}
-		if !slices.EqualFunc(f.calls, step.calls, strings.HasPrefix) {
-			t.Errorf("%s: engine %q, want %q", step.text, f.calls, step.calls)
 		}
 	}
 }

@@ -78,9 +78,13 @@ func attached(ctx context.Context, c *applet.Call, client *cmapi.Client, found *
 	exits, ready := make(chan int64, 1), make(chan error, 1)
 	go func() {
 		err := client.Events(ctx, func() { ready <- nil }, func(e ctrmodel.Event) error {
-			if e.Container.ID == found.ID && (e.Action == ctrmodel.ActionExited || e.Action == ctrmodel.ActionStopped) {
+			switch {
+			case e.Container.ID != found.ID:
+			case e.Action == ctrmodel.ActionExited || e.Action == ctrmodel.ActionStopped:
 				exits <- e.Container.State.ExitCode
 				return errEnough
+			case e.Action == ctrmodel.ActionRemoved: // by force, it has not ended before
+				return fmt.Errorf("container %s was removed", found.Name)
 			}
 			return nil
 		})
@@ -170,6 +174,14 @@ func (o *execOptions) run(ctx context.Context, c *applet.Call) error {
 		defer cancel()
 		streams, restore := streams(ctx, c.Stdin, c.Stdout, c.Stderr, o.Interactive, o.TTY)
 		defer restore()
+		if o.TTY && streams.Resize == nil { // ours shows it, even if it has no input
+			for _, stream := range []any{c.Stdout, c.Stdin} {
+				if fd, ours := terminal(stream); ours {
+					streams.Resize = sizes(ctx, fd)
+					break
+				}
+			}
+		}
 		code, err := client.Exec(ctx, found.ID, ctrmodel.ExecOptions{
 			Args: args, Env: o.Env, Dir: o.Dir, User: o.User, TTY: o.TTY, Privileged: o.Privileged,
 		}, streams)

@@ -57,7 +57,7 @@ func (s *Access) stats() applet.Command {
 				}
 				before, err := client.Stats(ctx, ids...)
 				if err != nil {
-					return err
+					return missing(err)
 				}
 				for {
 					select {
@@ -67,7 +67,7 @@ func (s *Access) stats() applet.Command {
 					}
 					now, err := client.Stats(ctx, ids...)
 					if err != nil {
-						return err
+						return missing(err)
 					}
 					list, err := client.List(ctx)
 					if err != nil {

@@ -101,23 +101,26 @@ func (k *keys) pass(data []byte) (passed []byte, left bool) {
 // sizes tells the size of the terminal, now and when it changes.
 func sizes(ctx context.Context, fd int) <-chan ctrmodel.WindowSize {
 	changed := make(chan os.Signal, 1)
-	changed <- syscall.SIGWINCH
 	signal.Notify(changed, syscall.SIGWINCH)
-	out := make(chan ctrmodel.WindowSize)
+	out := make(chan ctrmodel.WindowSize, 1)
+	tell := func() {
+		size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+		if err != nil {
+			return
+		}
+		select {
+		case <-out: // the size before that does not matter any more
+		default:
+		}
+		out <- ctrmodel.WindowSize{Width: uint32(size.Col), Height: uint32(size.Row)}
+	}
+	tell() // at once, so that a process can begin with it
 	go func() {
 		defer signal.Stop(changed)
 		for {
 			select {
 			case <-changed:
-			case <-ctx.Done():
-				return
-			}
-			size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
-			if err != nil {
-				return
-			}
-			select {
-			case out <- ctrmodel.WindowSize{Width: uint32(size.Col), Height: uint32(size.Row)}:
+				tell()
 			case <-ctx.Done():
 				return
 			}
