@@ -120,14 +120,14 @@ func TestEveryCommandWithARealAgent(t *testing.T) {
 	program := ctragent.Build(t)
 	agent := ctragent.Start(t, program, ctrd.Start(t), map[string]ctragent.Section{"containers": {"insecure_registries": []string{"localhost", "127.0.0.1"}}})
 	image := ctragent.NewImage(box, v1.ImageConfig{Env: []string{"PATH=/bin"}, Cmd: []string{"sleep", "1000"}},
-		map[string][]byte{"bin/sh": shell, "bin/cat": shell, "bin/sleep": shell})
+		map[string][]byte{"bin/sh": shell, "bin/cat": shell, "bin/sleep": shell, "bin/stty": shell})
 	agent.Import(image)
 	for _, part := range []struct {
 		name string
 		test func(*rig)
 	}{
 		{"life", life}, {"processes", processes}, {"output", output}, {"registry", registry}, {"deployment", deployment},
-		{"auto-deployer", autoDeployer}, {"nobody there", nobody},
+		{"auto-deployer", autoDeployer}, {"not allowed", notAllowed}, {"nobody there", nobody},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(&rig{t, agent, program}) })
 	}
@@ -221,6 +221,21 @@ func processes(r *rig) {
 	_, stderr = r.run(1, "attach", "-n", "short")
 	contains(r.T, stderr, "does not run")
 	r.do("remove -n short")
+	r.run(0, "create", "-n", "gone", "--rp", "no", box, "sh", "-c", "echo begun; sleep 1000")
+	starter, started := r.background("start", "--a", "-n", "gone")
+	r.agent.Eventually(20*time.Second, "it has begun", func() bool { return said(starter) == "begun\n" })
+	r.await("gone", ctrmodel.Running)
+	watcher, watched := r.background("attach", "-n", "gone")
+	r.agent.Eventually(20*time.Second, "it is attached to", func() bool {
+		r.agent.Run("kanto-cm", "exec", "-n", "gone", "sh", "-c", "echo again >/proc/1/fd/1")
+		return said(watcher) != ""
+	})
+	r.do("remove -f -t 1s -n gone")
+	for _, wait := range []func() (string, int){started, watched} {
+		if out, code := wait(); code != 1 || !strings.HasSuffix(out, "container gone was removed\n") {
+			r.Errorf("attached to what is removed: exit code %d, %q", code, out)
+		}
+	}
 
 	r.run(0, "create", "-n", "long", "--rp", "no", box, "sh", "-c", "while [ ! -e /end ]; do echo tick; sleep 0.05; done; echo bye; exit 7")
 	r.do("start -n long")
@@ -244,6 +259,12 @@ func processes(r *rig) {
 		text, err := cmd.CombinedOutput()
 		if code := cmd.ProcessState.ExitCode(); code != 3 || !strings.Contains(string(text), "terminal") {
 			r.Errorf("%s in a terminal: exit code %d, %v, %q", tool, code, err, text)
+		}
+	}
+	for _, options := range []string{"-t", "-i -t"} {
+		line := "stty rows 23 cols 101; " + r.program + " kanto-cm --host " + r.agent.Socket + " exec " + options + " -n long stty size"
+		if text, err := exec.Command("script", "-qec", line, "/dev/null").CombinedOutput(); err != nil || !strings.Contains(string(text), "23 101\r") {
+			r.Errorf("the terminal of exec %s: %v, %q", options, err, text)
 		}
 	}
 	cmd := exec.Command(r.program, "sdv-ctr-exec", "--host", r.agent.Socket, r.get("long").ID, "cat")
@@ -435,21 +456,61 @@ func autoDeployer(r *rig) {
 		r.Fatal(err)
 	}
 	r.agent.Eventually(10*time.Second, "the daemon has begun", func() bool { return strings.Contains(said(daemon), "daemon mode") })
+	if log := r.get("app").HostConfig.Log.Driver; log.MaxFiles != 2 || log.MaxSize != "1M" {
+		r.Errorf("the log of app: %+v", log)
+	}
 	before := r.get("app")
 	write("app.json", `{"container_name":"app","image":{"name":"`+box+`"},"config":{"env":["A=2"]}}`)
 	r.agent.Eventually(10*time.Second, "app has changed", func() bool {
 		out, _, _ := r.agent.Run("kanto-cm", "get", "-n", "app", "--output", "json")
 		return strings.Contains(out, `"A=2"`) && strings.Contains(out, `"status":2`)
 	})
-	if after := r.get("app"); after.ID == before.ID {
+	changed := r.get("app")
+	if changed.ID == before.ID {
 		r.Error("app is the same container")
 	}
+	if err := os.Chtimes(dir+"/app.json", time.Now(), time.Now()); err != nil {
+		r.Fatal(err)
+	}
+	r.agent.Eventually(10*time.Second, "app is made anew", func() bool {
+		out, _, code := r.agent.Run("kanto-cm", "get", "-n", "app", "--output", "json")
+		return code == 0 && !strings.Contains(out, changed.ID) && strings.Contains(out, `"status":2`)
+	})
 	daemon.Process.Signal(syscall.SIGTERM)
 	if err := daemon.Wait(); err != nil || !strings.Contains(said(daemon), "Removing [app]") {
 		r.Errorf("%v: %s", err, said(daemon))
 	}
 	r.do("stop -s SIGKILL -n app")
 	r.do("remove -n app")
+}
+
+// notAllowed asks as a user who may not.
+func notAllowed(r *rig) {
+	dir, err := os.MkdirTemp("", "kcm") // where everybody may go
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	program := filepath.Join(dir, "sdvbox")
+	if out, err := exec.Command("cp", r.program, program).CombinedOutput(); err != nil {
+		r.Fatalf("%v, %s", err, out)
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(program, 0o755), os.Chmod(r.agent.Dir, 0o711), os.Chown(r.agent.Socket, 0, 1)); err != nil {
+		r.Fatal(err)
+	}
+	defer os.Chmod(r.agent.Dir, 0o700)
+	for mode, want := range map[os.FileMode]string{0o600: "needs root: permission denied\n", 0o660: "needs root or the group daemon: permission denied\n"} {
+		if err := os.Chmod(r.agent.Socket, mode); err != nil {
+			r.Fatal(err)
+		}
+		cmd := exec.Command(program, "kanto-cm", "--host", r.agent.Socket, "--timeout", "30", "list")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		start := time.Now()
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != 4 || !strings.HasSuffix(string(out), want) || time.Since(start) > 10*time.Second {
+			r.Errorf("as nobody: exit code %d after %v, %s, want %s", code, time.Since(start), out, want)
+		}
+	}
 }
 
 // nobody is the end of the agent, which the container does not notice.

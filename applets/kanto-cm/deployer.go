@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,17 +25,18 @@ const exitNoDir = 255
 // AutoDeployer describes kanto-auto-deployer.
 func AutoDeployer() applet.Command {
 	type options struct {
-		Socket string `short:"s" long:"socket-cm" value-name:"FILE" description:"socket of the container agent"`
-		Daemon bool   `short:"d" long:"daemon" description:"go on, and deploy files that are new or change"`
-		MQTT   bool   `short:"m" long:"mqtt" description:"has no effect: the container agent coordinates updates itself"`
-		Host   string `long:"mqtt-broker-host" hidden:"true"`
-		Port   string `long:"mqtt-broker-port" hidden:"true"`
-		Topic  string `long:"mqtt-topic" hidden:"true"`
+		Socket  string `short:"s" long:"socket-cm" value-name:"FILE" description:"socket of the container agent"`
+		Daemon  bool   `short:"d" long:"daemon" description:"go on, and deploy files that are new or written again, also in directories below"`
+		MQTT    bool   `short:"m" long:"mqtt" description:"has no effect: the container agent coordinates updates itself"`
+		Host    string `long:"mqtt-broker-host" hidden:"true"`
+		Port    string `long:"mqtt-broker-port" hidden:"true"`
+		Topic   string `long:"mqtt-topic" hidden:"true"`
+		Version bool   `short:"V" long:"version" description:"show the version and exit"`
 	}
 	return applet.Command{
 		Name:    "kanto-auto-deployer",
 		Summary: "make the containers that the files of a directory describe",
-		Description: `Asks the container agent to make and start the container of each *.json file in DIR that is not there, and to start each that does not run. One that is there stays as it is, unless with --daemon its file changes.
+		Description: `Asks the container agent to make and start the container of each *.json file in DIR that is not there, and to start each that does not run. One that is there stays as it is, unless with --daemon its file is written again, be it the same: then it is made anew.
 
 For its own directories the container agent does the same by itself, and better: see kanto-cm deploy.`,
 		Args: "[DIR]",
@@ -44,6 +46,10 @@ For its own directories the container agent does the same by itself, and better:
 		Options: func() any { return &options{Socket: defaultHost} },
 		Run: func(ctx context.Context, c *applet.Call) error {
 			o := c.Options.(*options)
+			if o.Version {
+				_, err := fmt.Fprintln(c.Stdout, applet.Version)
+				return err
+			}
 			if len(c.Args) > 1 {
 				return usage("unexpected argument %q", c.Args[1])
 			}
@@ -54,7 +60,7 @@ For its own directories the container agent does the same by itself, and better:
 			if err != nil {
 				return applet.Exit(exitNoDir, err)
 			}
-			d := &deployer{dir: dir, tried: map[string]attempt{}, say: func(format string, args ...any) {
+			d := &deployer{dir: dir, watch: o.Daemon, tried: map[string]attempt{}, say: func(format string, args ...any) {
 				fmt.Fprintf(c.Stderr, "%s: "+format+"\n", append([]any{c.Name}, args...)...)
 			}}
 			s := &Access{Host: o.Socket}
@@ -83,6 +89,7 @@ For its own directories the container agent does the same by itself, and better:
 // deployer makes containers of the files in a directory.
 type deployer struct {
 	dir   string
+	watch bool               // to be called again, also for what comes below dir
 	begun bool               // the files that were there at the start have been looked at
 	tried map[string]attempt // by file
 	say   func(format string, args ...any)
@@ -90,52 +97,101 @@ type deployer struct {
 
 // attempt is the last one to deploy a file.
 type attempt struct {
-	sum   [sha256.Size]byte // of its contents
-	pause time.Duration     // before the next one, 0 if it is deployed
-	next  time.Time
+	content
+	initial bool          // the file was there at the start
+	pause   time.Duration // before the next one, 0 if it is deployed
+	next    time.Time
 }
 
-// deploy deploys the files that are new or have changed since it did so before.
+// content is that of a file; one that is written again is new.
+type content struct {
+	sum  [sha256.Size]byte
+	time int64
+}
+
+// deploy deploys the files that are new or were written since it did so before. At the start those below dir do not count.
 func (d *deployer) deploy(ctx context.Context, client *cmapi.Client) error {
-	var failed []error
-	found := false
 	dir, err := filepath.EvalSymlinks(d.dir)
 	if err != nil {
 		return err
 	}
+	var failed []error
+	found, whole := 0, true
+	there := map[string]bool{}
 	err = filepath.WalkDir(dir, func(file string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || filepath.Ext(file) != ".json" {
+		switch {
+		case err != nil && file == dir:
 			return err
-		}
-		found = true
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		now, last := attempt{sum: sha256.Sum256(data)}, d.tried[file]
-		if now.sum == last.sum && (last.pause == 0 || time.Now().Before(last.next)) {
+		case err != nil: // is nothing to the others
+			failed, whole = append(failed, err), false
+			return nil
+		case entry.IsDir() && file != dir && !d.watch:
+			return fs.SkipDir
+		case entry.IsDir() || filepath.Ext(file) != ".json":
 			return nil
 		}
-		if err := d.file(ctx, client, file, data); err != nil {
-			failed = append(failed, fmt.Errorf("%s: %v", file, err))
-			now.pause = time.Second
-			if now.sum == last.sum {
-				now.pause = min(2*last.pause, time.Minute)
-			}
-			now.next = time.Now().Add(now.pause)
+		now, data, err := read(file)
+		if err == nil && data == nil {
+			return nil
 		}
-		d.tried[file] = now
+		top := filepath.Dir(file) == dir
+		if top {
+			found++
+		}
+		if err != nil {
+			failed = append(failed, err)
+			there[file] = !errors.Is(err, fs.ErrNotExist)
+			return nil
+		}
+		there[file] = true
+		last, known := d.tried[file]
+		again := known && now == last.content
+		if again && (last.pause == 0 || time.Now().Before(last.next)) {
+			return nil
+		}
+		next := attempt{content: now, initial: !d.begun || again && last.initial}
+		if d.begun || top {
+			err = d.file(ctx, client, file, data, !again, next.initial)
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %v", file, err))
+			next.pause = time.Second
+			if again {
+				next.pause = min(2*last.pause, time.Minute)
+			}
+			next.next = time.Now().Add(next.pause)
+		}
+		d.tried[file] = next
 		return ctx.Err()
 	})
-	if err == nil && !found {
-		return fmt.Errorf("No manifests found in %s", d.dir) // as scripts know it
+	if err != nil {
+		return errors.Join(append(failed, err)...)
 	}
-	d.begun = d.begun || err == nil
-	return errors.Join(append(failed, err)...)
+	if found == 0 && !d.begun {
+		failed = append(failed, fmt.Errorf("No manifests found in %s", d.dir)) // as scripts know it
+	}
+	if whole { // who comes back is new
+		maps.DeleteFunc(d.tried, func(file string, _ attempt) bool { return !there[file] })
+	}
+	d.begun = true
+	return errors.Join(failed...)
 }
 
-// file deploys one file. A container that is there already is made anew only if the file has come or changed since the start.
-func (d *deployer) file(ctx context.Context, client *cmapi.Client, file string, data []byte) error {
+// read reads what is a file, also behind a link; else data is nil.
+func read(file string) (c content, data []byte, err error) {
+	fi, err := os.Stat(file)
+	if err != nil || !fi.Mode().IsRegular() {
+		return c, nil, err
+	}
+	if data, err = os.ReadFile(file); err != nil {
+		return c, nil, err
+	}
+	return content{sha256.Sum256(data), fi.ModTime().UnixNano()}, data, nil
+}
+
+// file deploys one file. A container that is there already is made anew if the file was written since the start; when that is tried
+// another time, only if it still is not as wanted.
+func (d *deployer) file(ctx context.Context, client *cmapi.Client, file string, data []byte, written, initial bool) error {
 	wanted, odd, err := ctrmodel.ParseDescriptor(data)
 	if err != nil {
 		return err
@@ -144,6 +200,7 @@ func (d *deployer) file(ctx context.Context, client *cmapi.Client, file string, 
 		d.say("%s: %v", file, odd)
 	}
 	wanted.Name = cmp.Or(wanted.Name, strings.TrimSuffix(filepath.Base(file), ".json"))
+	defaultLog(&wanted.HostConfig.Log.Driver)
 	if err := valid(wanted); err != nil {
 		return err
 	}
@@ -152,7 +209,7 @@ func (d *deployer) file(ctx context.Context, client *cmapi.Client, file string, 
 	case ctrmodel.KindOf(err) == ctrmodel.NotFound && err != nil:
 	case err != nil:
 		return err
-	case d.begun && ctrmodel.Compare(current, wanted) != ctrmodel.Same:
+	case !initial && (written || ctrmodel.Compare(current, wanted) != ctrmodel.Same):
 		if _, err := client.Pull(ctx, wanted.Image.Name, func(ctrmodel.Progress) {}); err != nil {
 			return err // with the old container still there
 		}
@@ -180,4 +237,11 @@ func (d *deployer) file(ctx context.Context, client *cmapi.Client, file string, 
 	}
 	d.say("Started [%s]", wanted.Name)
 	return nil
+}
+
+// defaultLog has the container log as little as the original's do; elsewhere the default is larger.
+func defaultLog(d *ctrmodel.LogDriver) {
+	if d.Type = cmp.Or(d.Type, ctrmodel.LogFile); d.Type == ctrmodel.LogFile {
+		d.MaxFiles, d.MaxSize = cmp.Or(d.MaxFiles, 2), cmp.Or(d.MaxSize, "1M")
+	}
 }
