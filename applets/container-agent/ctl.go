@@ -63,17 +63,10 @@ A key is given with those around it, as containers.image_expiry. Passwords are n
 			}},
 			e.setValue("set-value", false), e.setValue("set", true),
 			e.command("add-entry", "add a text to a list", "KEY TEXT", 2, func(c *applet.Call, f *edited) error {
-				return f.entries(c.Args[0], func(list []string) []string {
-					if slices.Contains(list, c.Args[1]) {
-						return list
-					}
-					return append(list, c.Args[1])
-				})
+				return f.addEntry(c.Args[0], c.Args[1])
 			}),
 			e.command("remove-entry", "remove a text from a list", "KEY TEXT", 2, func(c *applet.Call, f *edited) error {
-				return f.entries(c.Args[0], func(list []string) []string {
-					return slices.DeleteFunc(list, func(entry string) bool { return entry == c.Args[1] })
-				})
+				return f.removeEntry(c.Args[0], c.Args[1])
 			}),
 		},
 	}
@@ -394,16 +387,47 @@ func typed(key, text string) assignment {
 	return assignment{path, value}
 }
 
-// entries changes a list of texts.
-func (f *edited) entries(key string, change func([]string) []string) error {
-	path := strings.Split(key, ".")
-	list := []string{}
-	if raw := lookup(f.now, path); raw != nil {
-		if err := json.Unmarshal(raw, &list); err != nil {
-			return fmt.Errorf("%s: expected a list of texts", key)
+// entries is the list of texts that a key has, or its default if it is not there. It is nil if there is none.
+func (f *edited) entries(path []string) (list []string, there bool, err error) {
+	raw := lookup(f.now, path)
+	if there = raw != nil; !there {
+		initial, err := json.Marshal(defaults())
+		if err != nil {
+			return nil, false, err
 		}
+		raw = lookup(initial, path)
+		if json.Unmarshal(raw, &list) == nil && list == nil {
+			list = []string{}
+		}
+		return list, false, nil // what the agent takes is for change to say
 	}
-	return f.put(path, append([]string{}, change(list)...))
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return nil, true, fmt.Errorf("%s: expected a list of texts", strings.Join(path, "."))
+	}
+	return append([]string{}, list...), true, nil
+}
+
+// addEntry adds a text to a list that has it not yet.
+func (f *edited) addEntry(key, text string) error {
+	path := strings.Split(key, ".")
+	list, there, err := f.entries(path)
+	if err != nil || slices.Contains(list, text) {
+		return err
+	}
+	if !there && strings.EqualFold(key, insecureKey) {
+		list = nil // who used the original looks for the first entry, and its file has no default
+	}
+	return f.put(path, append(list, text))
+}
+
+// removeEntry removes a text from a list, wherever it is there.
+func (f *edited) removeEntry(key, text string) error {
+	path := strings.Split(key, ".")
+	list, _, err := f.entries(path)
+	if err != nil || list != nil && !slices.Contains(list, text) {
+		return err
+	}
+	return f.put(path, append([]string{}, slices.DeleteFunc(list, func(entry string) bool { return entry == text })...))
 }
 
 func (f *edited) registries() []string {
