@@ -45,6 +45,7 @@ type fake struct {
 	pause   func(ctx context.Context) error
 	unpack  func(archive string) error
 	look    func(id string) error
+	limit   func() error
 	refuse  func() error  // to kill
 	slow    time.Duration // how long it takes to look at a container that runs
 }
@@ -325,6 +326,11 @@ func (f *fake) Limit(_ context.Context, c *ctrmodel.Container) error {
 		return err
 	}
 	defer unlock()
+	if f.limit != nil {
+		if err := f.limit(); err != nil {
+			return err
+		}
+	}
 	if f.box(c.ID).task == NoTask {
 		return errors.New("no such task")
 	}

@@ -583,3 +583,44 @@ func TestFailedStartByHandIsTriedAfterTheNextBoot(t *testing.T) {
 	r.start()
 	r.awaitStatus(id, ctrmodel.Running)
 }
+
+func TestUpdateIsMadeWholeOrNotAtAll(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	id := r.running("a")
+	full := r.fillable()
+	old := ctrmodel.Resources{Memory: "64M", MemorySwap: ctrmodel.Unlimited}
+	r.must(r.Update(t.Context(), id, ctrmodel.UpdateOptions{Resources: &old}))
+	for name, fail := range map[string]func(bool){
+		"full disk": full.Store,
+		"limits that the kernel does not take": func(on bool) {
+			r.fake.behave(func() {
+				r.fake.limit = nil
+				if on {
+					r.fake.limit = func() error { return errors.New("device busy") }
+				}
+			})
+		},
+	} {
+		fail(true)
+		if err := r.Update(t.Context(), id, ctrmodel.UpdateOptions{Resources: &ctrmodel.Resources{Memory: "32M"}}); err == nil {
+			t.Errorf("%s: updated", name)
+		}
+		fail(false)
+		if is, want, saved := r.fake.boxes[id].limits, r.get(id).HostConfig.Resources, r.saved(id).HostConfig.Resources; is != old || want != old || saved != old {
+			t.Errorf("%s: the process has %+v, the container %+v, the record %+v", name, is, want, saved)
+		}
+	}
+	// Nor is what cannot be put back at once left so.
+	r.fake.behave(func() {
+		r.fake.limit = func() error {
+			full.Store(true)
+			return errors.New("device busy")
+		}
+	})
+	if err := r.Update(t.Context(), id, ctrmodel.UpdateOptions{Resources: &ctrmodel.Resources{Memory: "32M"}}); err == nil {
+		t.Error("updated")
+	}
+	full.Store(false)
+	r.eventually("put back", func() bool { return r.saved(id).HostConfig.Resources == old })
+}

@@ -295,15 +295,16 @@ func (a *actor) update(ctx context.Context, o ctrmodel.UpdateOptions) error {
 	if err != nil || !changed {
 		return err
 	}
-	if a.rec.State.HasProcess() && before.Resources != a.rec.HostConfig.Resources {
-		err = a.bounded(ctx, a.e.backend.Limit)
-	}
-	if err == nil {
-		err = a.save()
-	}
-	if err != nil {
+	if err := a.save(); err != nil {
 		a.rec.HostConfig = before
 		return err
+	}
+	if a.rec.State.HasProcess() && before.Resources != a.rec.HostConfig.Resources {
+		if err := a.bounded(ctx, a.e.backend.Limit); err != nil {
+			a.rec.HostConfig = before
+			a.write()
+			return err
+		}
 	}
 	a.publish(ctrmodel.ActionUpdated)
 	ended := a.rec.StartedBefore && !a.rec.ManuallyStopped && !a.rec.State.HasProcess() && a.rec.State.Status != ctrmodel.Dead
