@@ -66,6 +66,40 @@ func TestPlaceThatCannotBeClearedAtOnce(t *testing.T) {
 	r.make("seat", func(c *ctrmodel.Container) { c.ID = "fixed" })
 }
 
+// One message has to hold all containers.
+func TestLargeContainersAreRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx, id := t.Context(), r.make("small")
+	large := func(size int) *ctrmodel.Container {
+		return &ctrmodel.Container{Name: "large", Image: ctrmodel.Image{Name: busybox}, Config: ctrmodel.Config{Env: []string{"A=" + strings.Repeat("x", size)}}}
+	}
+	for name, order := range map[string]func(c *ctrmodel.Container) error{
+		"create": func(c *ctrmodel.Container) error {
+			_, err := r.Create(ctx, c)
+			return err
+		},
+		"replace": func(c *ctrmodel.Container) error {
+			_, err := r.Replace(ctx, id, c)
+			return err
+		},
+		"rename": func(c *ctrmodel.Container) error { return r.Rename(ctx, id, strings.Repeat("x", len(c.Config.Env[0]))) },
+		"update": func(c *ctrmodel.Container) error {
+			memory := strings.Repeat("0", len(c.Config.Env[0])) + "64M"
+			return r.Update(ctx, id, ctrmodel.UpdateOptions{Resources: &ctrmodel.Resources{Memory: memory}})
+		},
+	} {
+		if err := order(large(maxDescriptor)); ctrmodel.KindOf(errors.Join(err)) != ctrmodel.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if c := r.get(id); len(r.list()) != 1 || c.Name != "small" || c.HostConfig.Resources.Memory != "" {
+		t.Errorf("%d containers, the name has %d bytes, the memory %d", len(r.list()), len(c.Name), len(c.HostConfig.Resources.Memory))
+	}
+	_, err := r.Create(ctx, large(maxDescriptor-10_000))
+	r.must(err)
+}
+
 func TestRealNewContainerIsNotMadeOfAnother(t *testing.T) {
 	t.Parallel()
 	r, _ := newRealRig(t)

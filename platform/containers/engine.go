@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -350,6 +351,9 @@ func (e *Engine) create(ctx context.Context, c *ctrmodel.Container, s Succession
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
+	if err := checkSize(c); err != nil {
+		return nil, err
+	}
 	if err := e.connected(ctx); err != nil {
 		return nil, err
 	}
@@ -365,6 +369,15 @@ func (e *Engine) create(ctx context.Context, c *ctrmodel.Container, s Succession
 		return nil, err
 	}
 	return e.Get(ctx, c.ID)
+}
+
+// checkSize refuses containers that nobody could list together with others: a message has an end.
+func checkSize(c *ctrmodel.Container) error {
+	data, err := json.Marshal(c)
+	if err == nil && len(data) > maxDescriptor {
+		err = ctrmodel.Errorf(ctrmodel.InvalidArgument, "container of %d bytes, expected at most %d", len(data), maxDescriptor)
+	}
+	return err
 }
 
 // add begins with a container, and its first order. Only the one that it replaces may have its name.

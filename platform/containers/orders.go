@@ -295,7 +295,10 @@ func (a *actor) update(ctx context.Context, o ctrmodel.UpdateOptions) error {
 	if err != nil || !changed {
 		return err
 	}
-	if err := a.save(); err != nil {
+	if err = checkSize(&a.rec.Container); err == nil {
+		err = a.save()
+	}
+	if err != nil {
 		a.rec.HostConfig = before
 		return err
 	}
@@ -317,8 +320,14 @@ func (a *actor) update(ctx context.Context, o ctrmodel.UpdateOptions) error {
 }
 
 func (a *actor) rename(name string) error {
+	renamed := a.rec.Container
+	renamed.Name = name
+	err := checkSize(&renamed)
+	if err != nil {
+		return err
+	}
 	a.e.mu.Lock()
-	err := a.e.claim(name, a.id, "")
+	err = a.e.claim(name, a.id, "")
 	a.e.mu.Unlock()
 	if err != nil {
 		return err
