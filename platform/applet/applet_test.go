@@ -134,6 +134,21 @@ func TestCommandMayShowItsHelp(t *testing.T) {
 	}
 }
 
+func TestHelpMayHaveAValueAndHasTheFirstWord(t *testing.T) {
+	want := call("slots", "show", "--help")
+	for args, code := range map[string]int{
+		"-h": 0, "--help=true": 0, "--help --bogus": 0, "--help -s": 0, "-h --wait=x": 0, "--bogus --help": 2, "--help=perhaps": 2, "-h=x": 2,
+	} {
+		got := call(append([]string{"slots", "show"}, strings.Fields(args)...)...)
+		if got.Code != code || code == 0 && got != want {
+			t.Errorf("%s: %+v", args, got)
+		}
+	}
+	if got := call("agent", "--help=x"); got.Code != 2 || !strings.Contains(got.Stderr, "help") {
+		t.Errorf("agent --help=x: %+v", got)
+	}
+}
+
 func TestGoFlagStyleIsUnderstoodWhereAskedFor(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
 		{"agent", "Config: Reboot:true Host: Count:0"},

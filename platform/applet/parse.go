@@ -18,11 +18,11 @@ type (
 		Output string `long:"output" choice:"text" choice:"json" description:"how to print results and errors"`
 	}
 	helpOption struct {
-		Help func() error `short:"h" long:"help" description:"show this help and exit"`
+		Help bool `short:"h" long:"help" description:"show this help and exit"`
 	}
 	// Where -h means something else, as the host of a registry.
 	longHelpOption struct {
-		Help func() error `long:"help" description:"show this help and exit"`
+		Help bool `long:"help" description:"show this help and exit"`
 	}
 )
 
@@ -59,11 +59,10 @@ func newParser(cmd *Command, json bool) (*parser, error) {
 			return nil, err
 		}
 	}
-	help := func() error { return &flags.Error{Type: flags.ErrHelp} }
 	if p.flags.FindOptionByShortName('h') != nil {
-		return p, p.add(cmd, &longHelpOption{help})
+		return p, p.add(cmd, &longHelpOption{})
 	}
-	return p, p.add(cmd, &helpOption{help})
+	return p, p.add(cmd, &helpOption{})
 }
 
 func (p *parser) add(cmd *Command, group any) error {
@@ -84,7 +83,7 @@ func (p *parser) parse(args []string, stop bool) ([]string, error) {
 		args = p.rewrite(args, stop)
 	}
 	rest, err := p.flags.ParseArgs(args)
-	if e := (*flags.Error)(nil); errors.As(err, &e) && e.Type == flags.ErrHelp {
+	if p.flags.FindOptionByLongName("help").Value().(bool) { // whatever else is missing or wrong after it
 		return nil, Help
 	}
 	return rest, err
