@@ -25,6 +25,9 @@ import (
 )
 
 const (
+	exitUntold      = 3
+	exitInterrupted = 130 // as a shell says it
+
 	registriesKey = "containers.registry_configurations"
 	insecureKey   = "containers.insecure_registries"
 )
@@ -40,13 +43,18 @@ type Editor struct {
 // ControlCommand describes sdv-kanto-ctl.
 func ControlCommand() applet.Command {
 	e := &Editor{File: configFile}
-	return applet.Command{
+	exits := []applet.ExitCode{
+		{Code: exitUntold, Meaning: "the configuration is changed, but the container agent could not be told"},
+		{Code: exitInterrupted, Meaning: "it was interrupted before it changed anything"},
+	}
+	c := applet.Command{
 		Name:    "sdv-kanto-ctl",
 		Summary: "edit the configuration of the container agent",
 		Description: `Changes a key, if the agent would understand the value, in one step: the file is the old one or the new one. Then the agent is told. It reads registries again as it runs; for anything else it is restarted, which containers do not notice.
 
 A key is given with those around it, as containers.image_expiry. Passwords are not shown.`,
 		Options: func() any { return e },
+		Exit:    exits,
 		Run:     func(context.Context, *applet.Call) error { return applet.Help },
 		Sub: []applet.Command{
 			e.addRegistry(), e.removeRegistry(),
@@ -70,6 +78,10 @@ A key is given with those around it, as containers.image_expiry. Passwords are n
 			}),
 		},
 	}
+	for i := range c.Sub {
+		c.Sub[i].Exit = exits
+	}
+	return c
 }
 
 func (e *Editor) options() any { return e }
@@ -81,6 +93,9 @@ func (e *Editor) command(name, summary, args string, n int, change func(*applet.
 		Run: func(ctx context.Context, c *applet.Call) error {
 			if len(c.Args) != n {
 				return applet.Exit(exitUsage, fmt.Errorf("expected %d arguments", n))
+			}
+			if err := wellFormed(c.Args...); err != nil {
+				return err
 			}
 			f, err := e.update(ctx, c, func(f *edited) error { return change(c, f) })
 			if err != nil {
@@ -95,18 +110,21 @@ func (e *Editor) command(name, summary, args string, n int, change func(*applet.
 func (e *Editor) update(ctx context.Context, c *applet.Call, change func(*edited) error) (*edited, error) {
 	unlock, err := lockDir(filepath.Dir(target(e.File)))
 	if err != nil {
-		return nil, fmt.Errorf("lock configuration: %w", err)
+		return nil, fmt.Errorf("lock configuration: %w", remedy(err))
 	}
 	f, err := e.read()
 	if err == nil {
 		err = change(f)
+	}
+	if err == nil && ctx.Err() != nil {
+		err = applet.Exit(exitInterrupted, errInterrupted)
 	}
 	if err == nil {
 		err = e.save(c, f)
 	}
 	unlock()
 	if err == nil {
-		e.tell(ctx, c, f)
+		err = e.tell(ctx, f)
 	}
 	return f, err
 }
@@ -146,23 +164,32 @@ func target(file string) string {
 
 func (e *Editor) setValue(name string, hidden bool) applet.Command {
 	return applet.Command{
-		Name: name, Summary: "set keys", Args: "KEY VALUE...", Options: e.options, Hidden: hidden,
-		Description: "Keys that belong together, such as connection.transport.client_cert and client_key, are given together. With - a value is read from standard input.",
+		Name: name, Summary: "set keys", Args: "KEY VALUE...", Options: e.options, Hidden: hidden, Ahead: true,
+		Description: "Keys that belong together, such as connection.transport.client_cert and client_key, are given together. With - a value is read from standard input. Options go before the first key: a value may begin with a dash.",
 		Run: func(ctx context.Context, c *applet.Call) error {
-			if len(c.Args) == 0 || len(c.Args)%2 != 0 {
-				return applet.Exit(exitUsage, errors.New("expected pairs of KEY and VALUE"))
+			args := c.Args
+			if i := slices.Index(args, "--"); i >= 0 && len(args)%2 != 0 { // is none of the pairs
+				args = slices.Delete(slices.Clone(args), i, i+1)
+			}
+			if len(args) == 0 || len(args)%2 != 0 {
+				return applet.Exit(exitUsage, errors.New("expected pairs of KEY and VALUE, and options before them"))
 			}
 			var edits []assignment
-			for pair := range slices.Chunk(c.Args, 2) {
+			for pair := range slices.Chunk(args, 2) {
 				key, value := pair[0], pair[1]
 				switch {
+				case strings.HasPrefix(key, "-"):
+					return applet.Exit(exitUsage, errors.New("options go before the first KEY"))
 				case value == "-":
 					var err error
-					if value, err = secret(c, "", "", true); err != nil {
+					if value, err = input(ctx, c, key, isSecret(key)); err != nil {
 						return err
 					}
 				case isSecret(key):
 					fmt.Fprintf(c.Stderr, "%s: warning: others can see a password on the command line, better give - and write it to standard input\n", c.Name)
+				}
+				if err := wellFormed(key, value); err != nil {
+					return err
 				}
 				edits = append(edits, typed(key, value))
 			}
@@ -178,11 +205,11 @@ func (e *Editor) setValue(name string, hidden bool) applet.Command {
 func (e *Editor) addRegistry() applet.Command {
 	type options struct {
 		*Editor
-		Host          string `short:"h" long:"hostname" value-name:"HOST[:PORT]" required:"yes" description:"the registry"`
-		User          string `short:"u" long:"username" value-name:"NAME" required:"yes" description:"user name there"`
-		Password      string `short:"p" long:"password" value-name:"PASSWORD" description:"password there; others can see it here, better use one of the following"`
-		PasswordFile  string `long:"password-file" value-name:"FILE" description:"file with the password"`
-		PasswordStdin bool   `long:"password-stdin" description:"read the password from standard input"`
+		Host          string   `short:"h" long:"hostname" value-name:"HOST[:PORT]" required:"yes" description:"the registry"`
+		User          string   `short:"u" long:"username" value-name:"NAME" required:"yes" unquote:"false" description:"user name there"`
+		Password      verbatim `short:"p" long:"password" value-name:"PASSWORD" unquote:"false" description:"password there; others can see it here, better use one of the following"`
+		PasswordFile  string   `long:"password-file" value-name:"FILE" unquote:"false" description:"file with the password"`
+		PasswordStdin bool     `long:"password-stdin" description:"read the password from standard input"`
 	}
 	return applet.Command{
 		Name: "add-registry", Summary: "set the credentials of a registry",
@@ -192,7 +219,10 @@ func (e *Editor) addRegistry() applet.Command {
 			if o.Host == "" || strings.ContainsAny(o.Host, "/ ") {
 				return applet.Exit(exitUsage, fmt.Errorf("registry %q: expected HOST or HOST:PORT", o.Host))
 			}
-			password, err := secret(c, o.Password, o.PasswordFile, o.PasswordStdin)
+			password, err := password(ctx, c, string(o.Password), o.PasswordFile, o.PasswordStdin)
+			if err == nil {
+				err = wellFormed(o.Host, o.User, password)
+			}
 			if err != nil {
 				return err
 			}
@@ -207,8 +237,14 @@ func (e *Editor) addRegistry() applet.Command {
 	}
 }
 
-// secret returns the one password that is given.
-func secret(c *applet.Call, argument, file string, stdin bool) (string, error) {
+// verbatim is a text that may begin as an option does.
+type verbatim string
+
+// IsValidValue lets it.
+func (*verbatim) IsValidValue(string) error { return nil }
+
+// password returns the one that is given.
+func password(ctx context.Context, c *applet.Call, argument, file string, stdin bool) (string, error) {
 	given := 0
 	for _, is := range []bool{argument != "", file != "", stdin} {
 		if is {
@@ -218,28 +254,32 @@ func secret(c *applet.Call, argument, file string, stdin bool) (string, error) {
 	if given != 1 {
 		return "", applet.Exit(exitUsage, errors.New("expected one of --password-stdin, --password-file and --password"))
 	}
-	if argument != "" {
+	text, err := argument, error(nil)
+	switch {
+	case argument != "":
 		fmt.Fprintf(c.Stderr, "%s: warning: others can see a password on the command line, better use --password-stdin\n", c.Name)
-		return argument, nil
+	case stdin:
+		text, err = input(ctx, c, "Password", true)
+	default:
+		text, err = passwordFile(file)
 	}
-	const most = 64 << 10
-	from := c.Stdin
-	if file != "" {
-		f, err := os.Open(file)
-		if err != nil {
-			return "", fmt.Errorf("password: %w", err)
-		}
-		defer f.Close()
-		from = f
-	}
-	text, err := io.ReadAll(io.LimitReader(from, most))
 	if err != nil {
-		return "", fmt.Errorf("password: %w", err)
+		err = fmt.Errorf("password: %w", err)
 	}
-	if text = bytes.TrimRight(text, "\r\n"); len(text) == 0 {
-		return "", errors.New("the password is empty")
+	return text, err
+}
+
+func passwordFile(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
 	}
-	return string(text), nil
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxInput+1))
+	if err != nil {
+		return "", err
+	}
+	return secret(text)
 }
 
 func (e *Editor) removeRegistry() applet.Command {
@@ -300,7 +340,7 @@ func (e *Editor) read() (*edited, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return nil, fmt.Errorf("read configuration: %w", err)
+		return nil, fmt.Errorf("read configuration: %w", remedy(err))
 	default:
 		if fi, err := os.Stat(f.name); err == nil {
 			f.perm = fi.Mode().Perm()
@@ -458,8 +498,12 @@ func (e *Editor) save(c *applet.Call, f *edited) error {
 		return err
 	}
 	text.WriteByte('\n')
-	if err := durable.WriteFile(f.name, text.Bytes(), f.perm); err != nil {
-		return fmt.Errorf("write configuration: %w", err)
+	err := durable.WriteFile(f.name, text.Bytes(), f.perm)
+	if errors.Is(err, unix.EBUSY) { // it is mounted there
+		err = f.overwrite(text.Bytes())
+	}
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", remedy(err))
 	}
 	if e.Verbose {
 		fmt.Fprintf(c.Stderr, "%s: %s is written\n", c.Name, f.name)
@@ -467,18 +511,58 @@ func (e *Editor) save(c *applet.Call, f *edited) error {
 	return nil
 }
 
+// overwrite writes the file where it is. While it does there is a copy, for who has a power cut just then.
+func (f *edited) overwrite(data []byte) error {
+	backup := f.name + ".backup"
+	if err := durable.WriteFile(backup, f.old, f.perm&0o600); err != nil {
+		return err
+	}
+	err := f.fill(data)
+	if err != nil {
+		return fmt.Errorf("%w; what it was is in %s", err, backup)
+	}
+	return durable.Remove(backup)
+}
+
+func (f *edited) fill(data []byte) error {
+	file, err := os.OpenFile(f.name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := file.Chmod(f.perm); err != nil {
+		return err
+	}
+	if _, err := file.Write(data); err != nil {
+		return err
+	}
+	return errors.Join(file.Truncate(int64(len(data))), file.Sync())
+}
+
+// remedy adds to an error what can be done about it.
+func remedy(err error) error {
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("%w: remount it writable, as mount -o remount,rw does", err)
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return fmt.Errorf("%w: run this as root", err)
+	}
+	return err
+}
+
 // tell lets the agent know of a difference.
-func (e *Editor) tell(ctx context.Context, c *applet.Call, f *edited) {
+func (e *Editor) tell(ctx context.Context, f *edited) error {
 	if e.NoReload || !f.differs() {
-		return
+		return nil
 	}
 	verb := "reload"
 	if !bytes.Equal(withoutRegistries(f.old), withoutRegistries(f.now)) {
 		verb = "try-restart"
 	}
 	if err := systemctl(ctx, verb); err != nil {
-		fmt.Fprintf(c.Stderr, "%s: warning: the configuration is changed, but the container agent does not know: %v\n", c.Name, err)
+		return applet.Exit(exitUntold, fmt.Errorf("the configuration is changed, but the container agent does not know: %w", err))
 	}
+	return nil
 }
 
 // systemctl has the service manager tell the agent. One that is stopped reads its configuration when it starts; one that has failed,

@@ -4,17 +4,27 @@ package containeragent
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/applet"
+	"sdvbox/platform/images"
+	"sdvbox/testing/output"
 )
 
 // edits runs sdv-kanto-ctl on a file and returns what systemctl was asked, too.
@@ -22,7 +32,7 @@ func edits(t *testing.T, file, stdin string, args ...string) (code int, stdout, 
 	t.Helper()
 	dir := t.TempDir()
 	script := "#!/bin/sh\necho \"$@\" >>" + dir + "/calls\n" +
-		"case $1 in is-failed) test -n \"$FAILED\";; is-active) test -z \"$FAILED\";; esac\n"
+		"case $1 in is-failed) test -n \"$FAILED\";; is-active) test -z \"$FAILED\";; *) test -z \"$REFUSED\";; esac\n"
 	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -83,6 +93,11 @@ func TestConfigurationIsEdited(t *testing.T) {
 			after: "{\n  \"update_agent\": {\n    \"system_containers\": [\n      \"a\"\n    ]\n  }\n}\n"},
 		{before: `{}`, args: "remove-entry containers.typo x", code: 1, stderr: "containers.typo: unknown key"},
 		{before: `{}`, args: "remove-entry log.log_level x", code: 1, stderr: "expected a string, found a list"},
+		{before: `{}`, args: "set-value update_agent.domain -x", systemctl: restart, after: "{\n  \"update_agent\": {\n    \"domain\": \"-x\"\n  }\n}\n"},
+		{before: `{}`, args: "set-value update_agent.domain -- -x", systemctl: restart, after: "{\n  \"update_agent\": {\n    \"domain\": \"-x\"\n  }\n}\n"},
+		{before: `{}`, args: "set-value -r -- update_agent.domain -x", after: "{\n  \"update_agent\": {\n    \"domain\": \"-x\"\n  }\n}\n"},
+		{before: `{}`, args: "set-value log.log_level DEBUG -r", code: 2, stderr: "options before"},
+		{before: `{}`, args: "set-value log.log_level DEBUG --output json", code: 2, stderr: "options go before"},
 		{before: `{"z":1,"log":{"log_level":"INFO"}}`, args: "set-value log.log_level DEBUG", systemctl: restart,
 			after: "{\n  \"z\": 1,\n  \"log\": {\n    \"log_level\": \"DEBUG\"\n  }\n}\n"},
 		{before: `{"log":{"log_level":"INFO"},"log":{"log_level":"WARN"}}`, args: "set-value log.log_level DEBUG", systemctl: restart,
@@ -146,6 +161,239 @@ func TestFailedAgentIsStartedForAnyChange(t *testing.T) {
 	} {
 		if code, _, stderr, systemctl := edits(t, t.TempDir()+"/c.json", "", strings.Fields(args)...); code != 0 || systemctl != want || stderr != "" {
 			t.Errorf("%s: exit code %d, %s, systemctl %q", args, code, stderr, systemctl)
+		}
+	}
+}
+
+func TestAgentThatCannotBeToldIsAnError(t *testing.T) {
+	t.Setenv("REFUSED", "1")
+	for _, args := range []string{"add-registry -h h -u u --password-stdin", "set-value log.log_level DEBUG", "add-entry things.features x"} {
+		file := t.TempDir() + "/c.json"
+		code, _, stderr, _ := edits(t, file, "mypass", strings.Fields(args)...)
+		data, err := os.ReadFile(file)
+		if refused := strings.HasPrefix(args, "add-entry"); refused && code != 1 || !refused && (code != 3 || err != nil || len(data) < 10 || !strings.Contains(stderr, "is changed, but")) {
+			t.Errorf("%s: exit code %d, %s, %s, %v", args, code, stderr, data, err)
+		}
+		if code, _, stderr, _ := edits(t, file, "mypass", append([]string{"--no-reload"}, strings.Fields(args)...)...); code == 3 {
+			t.Errorf("%s --no-reload: exit code %d, %s", args, code, stderr)
+		}
+	}
+}
+
+func TestPasswordsAreStoredAsTheyAre(t *testing.T) {
+	for _, test := range []struct {
+		stdin string
+		args  []string
+		want  string // user and password, none if they are refused
+	}{
+		{"", []string{"-u", `"me"`, "-p", `"quoted"`}, `"me" "quoted"`},
+		{"", []string{"-u", "me", "-p", `"pa"ss`}, `me "pa"ss`},
+		{"", []string{"-u", "me", "-p", `-abc123`}, `me -abc123`},
+		{"", []string{"-u", "me", "--password=-abc123"}, `me -abc123`},
+		{"-abc<\n", []string{"-u", "me", "--password-stdin"}, `me -abc<`},
+		{"pässword \r\n", []string{"-u", "me", "--password-stdin"}, `me pässword `},
+		{"secret\xff", []string{"-u", "me", "--password-stdin"}, ""},
+		{"secret", []string{"-u", "m\xff", "--password-stdin"}, ""},
+		{"", []string{"-u", "me", "-p", "secret\xff"}, ""},
+		{strings.Repeat("x", maxInput+1), []string{"-u", "me", "--password-stdin"}, ""},
+		{"\n", []string{"-u", "me", "--password-stdin"}, ""},
+	} {
+		file := t.TempDir() + "/c.json"
+		code, stdout, stderr, _ := edits(t, file, test.stdin, append([]string{"-r", "add-registry", "-h", "h"}, test.args...)...)
+		data, _ := os.ReadFile(file)
+		var got struct {
+			Containers struct {
+				Registries map[string]struct{ Credentials images.Credentials } `json:"registry_configurations"`
+			}
+		}
+		json.Unmarshal(data, &got)
+		c := got.Containers.Registries["h"].Credentials
+		if test.want == "" && (code == 0 || len(data) > 0) || test.want != "" && (code != 0 || c.UserID+" "+c.Password != test.want) {
+			t.Errorf("%.80q: exit code %d, %s, %.200s", test.args, code, stderr, data)
+		}
+		if strings.Contains(stdout+stderr, "abc") || strings.Contains(stdout+stderr, "secret") {
+			t.Errorf("%q shows the password: %s%s", test.args, stdout, stderr)
+		}
+	}
+	for _, args := range [][]string{
+		{"set-value", "update_agent.domain", "a\xff"}, {"add-entry", "containers.insecure_registries", "a\xff"}, {"set-value", "connection.client_password", "-"},
+	} {
+		file := t.TempDir() + "/c.json"
+		code, _, stderr, _ := edits(t, file, "a\xff", append([]string{"-r"}, args...)...)
+		if _, err := os.Stat(file); code != 2 || !strings.Contains(stderr, "UTF-8") || err == nil {
+			t.Errorf("%q: exit code %d, %s", args, code, stderr)
+		}
+	}
+}
+
+// screen is a terminal with sdv-kanto-ctl.
+type screen struct {
+	master, tty *os.File
+	stderr      output.Buffer
+	ended       chan int
+}
+
+func newScreen(t *testing.T, file string, args ...string) *screen {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { master.Close() })
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err = errors.Join(err, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)); err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tty.Close() })
+	s := &screen{master: master, tty: tty, ended: make(chan int, 1)}
+	go func() {
+		args := append([]string{"sdv-kanto-ctl", "-r", "--config-file", file}, args...)
+		s.ended <- applet.Main([]applet.Command{ControlCommand()}, args, tty, io.Discard, &s.stderr)
+	}()
+	return s
+}
+
+func (s *screen) await(t *testing.T, prompt string) {
+	t.Helper()
+	for range 1000 {
+		if strings.Contains(s.stderr.String(), prompt) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%q does not come: %s", prompt, s.stderr.String())
+}
+
+func (s *screen) end(t *testing.T) int {
+	t.Helper()
+	select {
+	case code := <-s.ended:
+		return code
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+		return 0
+	}
+}
+
+func (s *screen) echoes(t *testing.T) bool {
+	t.Helper()
+	state, err := unix.IoctlGetTermios(int(s.tty.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state.Lflag&unix.ECHO != 0
+}
+
+func TestValuesAreTypedAtATerminal(t *testing.T) {
+	interrupted := make(chan os.Signal, 1) // the tests are not
+	signal.Notify(interrupted, os.Interrupt, unix.SIGHUP)
+	defer signal.Stop(interrupted)
+	for _, test := range []struct {
+		args, prompt string
+		shown        bool
+		typed, want  string
+	}{
+		{"add-registry -h h -u u --password-stdin", "Password: ", false, "mypass\n", `"password": "mypass"`},
+		{"set-value connection.client_username u connection.client_password -", "connection.client_password: ", false, "mypass\nmore\n", `"client_password": "mypass"`},
+		{"set-value update_agent.domain -", "update_agent.domain: ", true, "mypass\n", `"domain": "mypass"`},
+		{"set-value update_agent.domain - connection.broker_url -", "update_agent.domain: ", true, "mypass\ntcp://h\n", `"broker_url": "tcp://h"`},
+	} {
+		file := t.TempDir() + "/c.json"
+		s := newScreen(t, file, strings.Fields(test.args)...)
+		s.await(t, test.prompt)
+		if s.echoes(t) != test.shown {
+			t.Errorf("%s: shown %t", test.args, !test.shown)
+		}
+		io.WriteString(s.master, test.typed)
+		code := s.end(t)
+		if data, err := os.ReadFile(file); code != 0 || err != nil || !strings.Contains(string(data), test.want) || !strings.Contains(string(data), "mypass") {
+			t.Errorf("%s: exit code %d, %s, %s, %v", test.args, code, s.stderr.String(), data, err)
+		}
+		if !s.echoes(t) {
+			t.Errorf("%s leaves a terminal that does not show what is typed", test.args)
+		}
+		for _, sig := range []os.Signal{os.Interrupt, unix.SIGHUP} {
+			file := t.TempDir() + "/c.json"
+			s := newScreen(t, file, strings.Fields(test.args)...)
+			s.await(t, test.prompt)
+			unix.Kill(os.Getpid(), sig.(unix.Signal))
+			code := s.end(t)
+			if _, err := os.Stat(file); code != 130 || err == nil || !s.echoes(t) {
+				t.Errorf("%s, %v: exit code %d, %s, %v, shown again %t", test.args, sig, code, s.stderr.String(), err, s.echoes(t))
+			}
+		}
+	}
+}
+
+// An interrupt that comes after the value does count.
+func TestInterruptedEditIsNotMade(t *testing.T) {
+	file := t.TempDir() + "/c.json"
+	ctx, cancel := context.WithCancel(t.Context())
+	e := &Editor{File: file, NoReload: true}
+	_, err := e.update(ctx, &applet.Call{Stderr: io.Discard}, func(f *edited) error {
+		cancel()
+		return f.put([]string{"log", "log_level"}, "DEBUG")
+	})
+	if _, e := os.Stat(file); err == nil || e == nil {
+		t.Errorf("%v, %v", err, e)
+	}
+}
+
+func TestMountedFileIsWrittenInPlace(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	file, real := dir+"/c.json", t.TempDir()+"/real"
+	old := `{"connection":{"client_username":"` + strings.Repeat("u", 1000) + `"}}`
+	err := errors.Join(os.WriteFile(real, []byte(old), 0o644), os.WriteFile(file, nil, 0o644), unix.Mount(real, file, "", unix.MS_BIND, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(file, unix.MNT_DETACH) })
+	code, _, stderr, _ := edits(t, file, "mypass", "set-value", "connection.client_password", "-", "connection.client_username", "u")
+	data, err := os.ReadFile(real)
+	if code != 0 || err != nil || !json.Valid(data) || !strings.Contains(string(data), "mypass") {
+		t.Errorf("exit code %d, %s, %s, %v", code, stderr, data, err)
+	}
+	if fi, err := os.Stat(real); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", fi.Mode(), err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestFileThatCannotBeWrittenComesWithARemedy(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	code, _, stderr, systemctl := edits(t, dir+"/c.json", "", "set-value", "log.log_level", "DEBUG")
+	if code != 1 || !strings.Contains(stderr, "read-only") || !strings.Contains(stderr, "remount") || systemctl != "" {
+		t.Errorf("exit code %d, %s, systemctl %q", code, stderr, systemctl)
+	}
+	asAnother := make(chan []error)
+	go func() {
+		runtime.LockOSThread() // with it ends the thread, which is another user's
+		unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), 65534, ^uintptr(0))
+		var errs []error
+		for _, number := range []error{unix.EACCES, unix.EPERM} {
+			errs = append(errs, remedy(&os.PathError{Op: "open", Path: "c", Err: number}))
+		}
+		asAnother <- errs
+	}()
+	for _, err := range <-asAnother {
+		if !strings.Contains(err.Error(), "run this as root") || !errors.Is(err, fs.ErrPermission) {
+			t.Error(err)
 		}
 	}
 }
