@@ -106,7 +106,7 @@ func TestRealNewContainerIsNotMadeOfAnother(t *testing.T) {
 	named := func(c *ctrmodel.Container) { c.ID = "fixed" }
 	r.running("old", named, cmd("/bin/sh", "-c", "trap 'echo bye; exit 0' TERM; touch /mine; while :; do sleep 0.05; done"))
 	before := r.get("fixed").State.PID
-	r.eventually("wrote", func() bool {
+	r.await("fixed", "writing", func(*ctrmodel.Container) bool {
 		_, err := os.Stat(filepath.Join("/proc", strconv.FormatInt(before, 10), "root/mine"))
 		return err == nil
 	})
@@ -118,7 +118,7 @@ func TestRealNewContainerIsNotMadeOfAnother(t *testing.T) {
 		t.Error("the old process goes on")
 	}
 	var said strings.Builder
-	r.eventually("ready", func() bool {
+	r.await("fixed", "ready", func(*ctrmodel.Container) bool {
 		said.Reset()
 		r.must(r.Logs(t.Context(), "fixed", ctrmodel.LogOptions{Tail: -1}, func(line []byte) error {
 			said.Write(line)
