@@ -126,11 +126,13 @@ func identity(file string) string {
 
 // removeIfUnused removes an image, unless it is in use or has been wanted since somebody looked, or nobody can tell.
 func (s *Store) removeIfUnused(ctx context.Context, name string, goes func(*containerd.Image) bool) (gone bool, err error) {
-	unlock, _ := s.locks.try("image " + name)
-	if unlock == nil { // somebody is about to use it
-		return false, nil
+	for _, key := range []string{"image ", "look "} {
+		unlock, _ := s.locks.try(key + name)
+		if unlock == nil { // somebody is about to use it
+			return false, nil
+		}
+		defer unlock()
 	}
-	defer unlock()
 	stored, err := s.Client.Images.Get(ctx, name)
 	if grpc.CodeOf(err) == grpc.NotFound {
 		return false, nil

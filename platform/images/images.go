@@ -153,6 +153,11 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 		return err
 	}
 	defer unlock()
+	looked, err := s.locks.lock(ctx, "look "+ref)
+	if err != nil {
+		return err
+	}
+	defer looked()
 	return model(s.Client.Images.Delete(ctx, ref, true), "image %s", ref)
 }
 

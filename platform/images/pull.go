@@ -95,19 +95,52 @@ func (s *Store) ByLayers(ctx context.Context, ref, chainID string) (Image, error
 
 // named is the image that the name stands for, if it has the digest, is verified and complete.
 func (s *Store) named(ctx context.Context, ref, digest string) (Image, error) {
+	img, rest, err := s.look(ctx, ref, digest)
+	if err != nil || rest == nil {
+		return img, err
+	}
 	unlock, err := s.locks.lock(ctx, "image "+ref)
 	if err != nil {
 		return Image{}, err
 	}
 	defer unlock()
+	return s.job(ref, nil).present(ctx, digest)
+}
+
+// look finds an image that is here, has the digest unless that is empty, and is verified, and what it is made of if that has
+// still to be unpacked. Else the error is NotFound. It does not wait for a pull: what the name stands for now is whole, whatever
+// comes in its place. Only who removes images has to wait, so that this one stays for some time.
+func (s *Store) look(ctx context.Context, ref, digest string) (img Image, rest *parts, err error) {
+	unlock, err := s.locks.lock(ctx, "look "+ref)
+	if err != nil {
+		return Image{}, nil, err
+	}
+	defer unlock()
 	stored, err := s.Client.Images.Get(ctx, ref)
 	switch {
 	case err != nil:
-		return Image{}, model(err, "image %s", ref)
-	case stored.Target == nil || stored.Target.Digest != digest:
-		return Image{}, ctrmodel.Errorf(ctrmodel.NotFound, "image %s is not %s any more", ref, digest)
+		return Image{}, nil, model(err, "image %s", ref)
+	case digest != "" && (stored.Target == nil || stored.Target.Digest != digest):
+		return Image{}, nil, ctrmodel.Errorf(ctrmodel.NotFound, "image %s is not %s any more", ref, digest)
+	case s.Verify != nil && (stored.Target == nil || stored.Labels[verified] != stored.Target.Digest):
+		return Image{}, nil, ctrmodel.Errorf(ctrmodel.NotFound, "image %s is here, but no signature of it has been seen", ref)
 	}
-	return s.job(ref, nil).present(ctx, stored)
+	img, p, err := s.read(ctx, stored)
+	if err != nil {
+		return Image{}, nil, err
+	}
+	var labels map[string]string
+	if stored.Labels[replaced] != "" {
+		labels = map[string]string{replaced: ""} // which removes it
+	}
+	if err := s.want(ctx, stored, labels); err != nil {
+		return Image{}, nil, err
+	}
+	_, err = s.Client.Snapshots.Stat(ctx, img.ChainID)
+	if grpc.CodeOf(err) == grpc.NotFound {
+		return img, p, nil
+	}
+	return img, nil, model(err, "image %s", ref)
 }
 
 // pin is the name of what an image name stands for now.
@@ -120,6 +153,15 @@ func (s *Store) pull(ctx context.Context, name string, progress func(ctrmodel.Pr
 	if err != nil {
 		return Image{}, err
 	}
+	digest := ""
+	if pinned, err := ref.Digest(); err == nil {
+		digest = pinned.String()
+	}
+	if !again {
+		if img, rest, err := s.look(ctx, name, digest); err == nil && rest == nil {
+			return img, nil
+		}
+	}
 	unlock, err := s.locks.lock(ctx, "image "+name)
 	if err != nil {
 		return Image{}, err
@@ -128,17 +170,10 @@ func (s *Store) pull(ctx context.Context, name string, progress func(ctrmodel.Pr
 	j := s.job(name, progress)
 	defer j.end()
 
-	if !again {
-		stored, err := s.Client.Images.Get(ctx, name)
-		if err != nil && grpc.CodeOf(err) != grpc.NotFound {
-			return Image{}, model(err, "image %s", name)
-		}
-		pinned, e := ref.Digest()
-		if err == nil && (e != nil || stored.Target != nil && stored.Target.Digest == pinned.String()) {
-			img, err := j.present(ctx, stored)
-			if err == nil || ctrmodel.KindOf(err) != ctrmodel.NotFound {
-				return img, err
-			}
+	if !again { // somebody else may have pulled it
+		img, err := j.present(ctx, digest)
+		if err == nil || ctrmodel.KindOf(err) != ctrmodel.NotFound {
+			return img, err
 		}
 	}
 	j.report("resolving", 0, 0)
@@ -194,33 +229,18 @@ func (s *Store) verify(ctx context.Context, repo *repository, root v1.Descriptor
 	})
 }
 
-// present takes an image as it is here, if it is verified and complete. Else the error is NotFound.
-func (j *job) present(ctx context.Context, stored *containerd.Image) (Image, error) {
-	if j.store.Verify != nil && (stored.Target == nil || stored.Labels[verified] != stored.Target.Digest) {
-		return Image{}, ctrmodel.Errorf(ctrmodel.NotFound, "image %s is here, but no signature of it has been seen", stored.Name)
+// present is look that unpacks the image.
+func (j *job) present(ctx context.Context, digest string) (Image, error) {
+	img, rest, err := j.store.look(ctx, j.name, digest)
+	if err != nil || rest == nil {
+		return img, err
 	}
-	img, p, err := j.store.read(ctx, stored)
-	if err != nil {
-		return Image{}, err
-	}
-	var labels map[string]string
-	if stored.Labels[replaced] != "" {
-		labels = map[string]string{replaced: ""} // which removes it
-	}
-	if err := j.store.want(ctx, stored, labels); err != nil {
-		return Image{}, err
-	}
-	if _, err := j.store.Client.Snapshots.Stat(ctx, img.ChainID); err == nil {
-		return img, nil
-	} else if grpc.CodeOf(err) != grpc.NotFound {
-		return Image{}, model(err, "image %s", stored.Name)
-	}
-	for _, l := range p.layers {
+	for _, l := range rest.layers {
 		if _, err := j.store.Client.Content.Info(ctx, l.Digest.String()); err != nil {
 			return Image{}, model(err, "layer %s", l.Digest)
 		}
 	}
-	return img, j.leased(ctx, func(ctx context.Context) error { return j.unpack(ctx, p) })
+	return img, j.leased(ctx, func(ctx context.Context) error { return j.unpack(ctx, rest) })
 }
 
 // source is where the parts of an image come from. What is read begins at the offset.

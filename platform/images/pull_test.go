@@ -548,6 +548,9 @@ func TestImagesThatNothingUsesGo(t *testing.T) {
 	s.now = func() time.Time { return time.Now().Add(24 * time.Hour) }
 	gone(refs[2]) // the others are used: by name, by a snapshot, by a pull
 	unlock()
+	unlock = must(s.locks.lock(ctx, "look "+refs[3]))(t)
+	gone() // by somebody who has found it
+	unlock()
 	s.now = time.Now
 	s.Expiry = 0
 	available := int64(-1)
@@ -676,6 +679,54 @@ func TestWhatANameStoodForStaysForItsContainers(t *testing.T) {
 	}
 	_, err = s.ByDigest(ctx, ref, "sha256:1")
 	expect(t, err, ctrmodel.InvalidArgument, "sha256:1")
+}
+
+// However slow the registry is, a container can be made of what is here, and started.
+func TestAnImageThatIsBeingRefreshedCanBeUsed(t *testing.T) {
+	t.Parallel()
+	r := startRegistry(t, false)
+	s, _ := start(t, func(c *Config) { c.Expiry = time.Minute })
+	begun, finish := make(chan bool), make(chan bool)
+	held := r.between(t, func(_ http.ResponseWriter, req *http.Request) bool {
+		if isBlob(req, app(2)) {
+			close(begun)
+			select {
+			case <-finish:
+			case <-req.Context().Done():
+			}
+		}
+		return true
+	})
+	ref := held.at(r.push(t, newImage(1), "app:1"))
+	old := must(s.Pull(t.Context(), ref, nil))(t)
+	r.push(t, newImage(2), "app:1")
+	refreshed := make(chan error)
+	go func() {
+		_, err := s.Refresh(t.Context(), ref, nil)
+		refreshed <- err
+	}()
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	for what, use := range map[string]func() (Image, error){
+		"by its name":   func() (Image, error) { return s.Pull(ctx, ref, nil) },
+		"by its digest": func() (Image, error) { return s.ByDigest(ctx, ref, old.Digest) },
+	} {
+		if img, err := use(); err != nil || img.ChainID != old.ChainID {
+			t.Errorf("%s: %v, %+v", what, err, img)
+		}
+	}
+	s.now = func() time.Time { return time.Now().Add(time.Hour) }
+	if removed := must(s.Collect(t.Context(), nil))(t); len(removed) > 0 {
+		t.Errorf("removed %q, of which another one is coming", removed)
+	}
+	close(finish)
+	ok(t, <-refreshed)
+	for digest, env := range map[string]string{old.Digest: "SEED=1", newImage(2).root.Digest.String(): "SEED=2"} {
+		if img := must(s.ByDigest(t.Context(), ref, digest))(t); img.Config.Env[0] != env {
+			t.Errorf("%s is %+v", digest, img)
+		}
+	}
 }
 
 func TestTLSOfARegistry(t *testing.T) {
