@@ -51,10 +51,11 @@ type deployer struct {
 
 	// What only the one who looks at the files uses.
 	found    descriptors
-	archives map[string]string    // what the archives were like that have been imported, by file
-	broken   map[string]string    // those which could not be
-	imports  map[string]*attempts // those which may be later
-	warned   map[string]bool      // of directories
+	archives map[string]string      // what the archives were like that have been imported, by file
+	broken   map[string]string      // those which could not be
+	imports  map[string]*attempts   // those which may be later
+	warned   map[string]bool        // of directories
+	homes    map[string]fs.FileInfo // directories that there have been descriptors in
 
 	mu      sync.Mutex
 	deeds   deeds
@@ -73,6 +74,7 @@ type deeds struct {
 // progress is how far a descriptor has got.
 type progress struct {
 	Sum   string `json:"sum"`             // of the content
+	File  string `json:"file,omitempty"`  // empty if an agent of before has written this
 	Start bool   `json:"start,omitempty"` // the container is as described, but may have to be started
 }
 
@@ -118,7 +120,7 @@ func (s sem) leave() { <-s }
 func newDeployer() deployer {
 	return deployer{
 		files: make(sem, 1), pulls: make(sem, deploymentsAtOnce),
-		imports: map[string]*attempts{}, warned: map[string]bool{}, tasks: map[string]*task{},
+		imports: map[string]*attempts{}, warned: map[string]bool{}, homes: map[string]fs.FileInfo{}, tasks: map[string]*task{},
 	}
 }
 
@@ -278,12 +280,12 @@ func (e *Engine) jobs(again bool) (jobs []job) {
 	for _, desc := range d.found.list {
 		name := desc.container.Name
 		there[name] = true
-		if again || d.deeds.Applied[name] != (progress{Sum: desc.sum}) {
+		if again || d.deeds.Applied[name] != (progress{Sum: desc.sum, File: desc.file}) {
 			jobs = append(jobs, job{name, desc.sum, func(ctx context.Context) error { return e.apply(ctx, desc, again) }})
 		}
 	}
-	for name := range d.deeds.Applied {
-		if d.found.whole && !there[name] {
+	for name, p := range d.deeds.Applied {
+		if !there[name] && d.found.covers(p.File) {
 			jobs = append(jobs, job{name, "", func(ctx context.Context) error { return e.withdraw(ctx, name) }})
 		}
 	}
@@ -386,9 +388,18 @@ type descriptors struct {
 	files []string
 	seen  string // is another one if a file changes
 	list  []descriptor
-	errs  []error // about the files that are not in the list
-	lost  bool    // some could not be read
-	whole bool    // there are no others
+	errs  []error  // about the files that are not in the list
+	lost  bool     // some could not be read
+	dirs  []string // those that have been looked through
+}
+
+// covers reports whether a file has been looked for, so that it is gone if it has not been found. One in a directory that is
+// not configured any more, or cannot be read, is not.
+func (f *descriptors) covers(file string) bool {
+	return file != "" && !f.lost && slices.ContainsFunc(f.dirs, func(dir string) bool {
+		rel, err := filepath.Rel(dir, file)
+		return err == nil && filepath.IsLocal(rel)
+	})
 }
 
 // findDescriptors looks for the files, and reads them if they have changed or again is set.
@@ -396,11 +407,10 @@ func (e *Engine) findDescriptors(again bool) {
 	d := &e.deployer
 	var found descriptors
 	var seen strings.Builder
-	whole := true
+	var paths, dirs []string
 	for _, dir := range e.Deployment.Dirs {
 		root, err := filepath.EvalSymlinks(dir)
 		if err != nil { // may be there the next time
-			whole = false
 			if _, lerr := os.Lstat(dir); lerr == nil && !d.warned[dir] {
 				e.Log.Warn("cannot look for descriptors of containers", "dir", dir, "error", err)
 				d.warned[dir] = true
@@ -408,24 +418,41 @@ func (e *Engine) findDescriptors(again bool) {
 			continue
 		}
 		delete(d.warned, dir)
+		home, err := os.Stat(root)
+		whole, empty := err == nil, true
 		filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 			if err != nil {
 				whole = false
 				return nil
 			}
 			info, err := os.Stat(path)
-			if err == nil && info.Mode().IsRegular() && filepath.Ext(path) == ".json" && !slices.Contains(found.files, path) {
-				found.files = append(found.files, path)
-				fmt.Fprintln(&seen, path, info.Size(), info.ModTime().UnixNano())
+			if err != nil || !info.Mode().IsRegular() || filepath.Ext(path) != ".json" {
+				return nil
+			}
+			empty = false
+			if !slices.Contains(paths, path) {
+				paths = append(paths, path)
+				file := filepath.Join(dir, strings.TrimPrefix(path, root)) // wherever the directory is just now
+				found.files = append(found.files, file)
+				fmt.Fprintln(&seen, file, info.Size(), info.ModTime().UnixNano())
 			}
 			return nil
 		})
+		switch {
+		case !whole:
+			continue
+		case !empty:
+			d.homes[dir] = home
+		case d.homes[dir] == nil || !os.SameFile(d.homes[dir], home):
+			continue // what has been in it may not be mounted
+		}
+		dirs = append(dirs, dir)
 	}
 	if found.seen = seen.String(); again || found.seen != d.found.seen {
 		e.readDescriptors(&found)
 		d.found = found
 	}
-	d.found.whole = whole && !d.found.lost
+	d.found.dirs = dirs
 }
 
 func (e *Engine) readDescriptors(found *descriptors) {
@@ -490,7 +517,7 @@ func (e *Engine) apply(ctx context.Context, d descriptor, again bool) error {
 		c.ID = "" // taken, if only by the one to be replaced
 	}
 	log := e.Log.With("container", name, "file", d.file)
-	what := deploymentFor(d, e.applied(name), current, again)
+	what, done := deploymentFor(d, e.applied(name), current, again), progress{Sum: d.sum, File: d.file}
 	if what > create && e.busy(current.ID) {
 		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "an update of container %s is under way", name)
 	}
@@ -506,7 +533,7 @@ func (e *Engine) apply(ctx context.Context, d descriptor, again bool) error {
 			if err = e.takeOver(ctx, fresh.ID); err != nil && later(err) {
 				return err
 			}
-			e.setApplied(name, progress{Sum: d.sum}) // it is what does not start, too
+			e.setApplied(name, done) // it is what does not start, too
 			return err
 		}
 	case update:
@@ -515,19 +542,19 @@ func (e *Engine) apply(ctx context.Context, d descriptor, again bool) error {
 		h := &c.HostConfig
 		err = e.Update(ctx, current.ID, ctrmodel.UpdateOptions{RestartPolicy: &h.RestartPolicy, Resources: &h.Resources})
 	case nothing:
-		e.setApplied(name, progress{Sum: d.sum})
+		e.setApplied(name, done)
 		return nil
 	}
 	if err != nil {
 		if ctrmodel.KindOf(err) == ctrmodel.InvalidArgument {
-			e.setApplied(name, progress{Sum: d.sum})
+			e.setApplied(name, done)
 		}
 		return err
 	}
-	e.setApplied(name, progress{Sum: d.sum, Start: true})
+	e.setApplied(name, progress{Sum: d.sum, File: d.file, Start: true})
 	err = e.Ensure(ctx, current.ID)
 	if err == nil || errors.As(err, new(notLaunched)) { // what comes then is a matter of the restart policy
-		e.setApplied(name, progress{Sum: d.sum})
+		e.setApplied(name, done)
 	}
 	return err
 }
@@ -571,6 +598,9 @@ func (e *Engine) known(ctx context.Context, name string) (*ctrmodel.Container, e
 func (e *Engine) withdraw(ctx context.Context, name string) error {
 	if e.Deployment.Prune {
 		c, err := e.ByName(ctx, name)
+		if err == nil && e.busy(c.ID) { // what takes the place of the old one may not work
+			return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "its descriptor is gone, but an update of container %s is under way", name)
+		}
 		if err == nil {
 			e.Log.Info("removing container, its descriptor is gone", "container", name)
 			err = e.Remove(ctx, c.ID, true, ctrmodel.StopOptions{})

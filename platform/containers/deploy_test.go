@@ -516,6 +516,127 @@ func TestContainerWithoutItsDescriptor(t *testing.T) {
 	}
 }
 
+// What a directory that is away has described is neither removed nor deployed once more when it is back.
+func TestDirectoryOfDescriptorsIsAway(t *testing.T) {
+	t.Parallel()
+	for _, prune := range []bool{false, true} {
+		for how, away := range map[string]func(r *rig, dir string){
+			"not configured": func(r *rig, dir string) {
+				r.stop()
+				r.cfg.Deployment.Dirs = r.cfg.Deployment.Dirs[:1]
+				r.start()
+			},
+			"not mounted yet": func(r *rig, dir string) {
+				r.stop()
+				r.must(errors.Join(os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o755)))
+				r.start()
+			},
+			"not mounted any more": func(r *rig, dir string) {
+				r.must(errors.Join(os.Rename(dir, dir+".away"), os.Mkdir(dir, 0o755)))
+			},
+			"not there": func(r *rig, dir string) { r.must(os.Rename(dir, dir+".away")) },
+		} {
+			dir := filepath.Join(t.TempDir(), "manifests")
+			write(t, dir, "below/seat.json", seat1)
+			r, _ := deployRig(t, map[string]string{"other.json": `{"container_name": "other", "image": {"name": "x"}}`},
+				func(c *Config) { c.Deployment.Prune = prune })
+			r.stop()
+			dirs := append(r.cfg.Deployment.Dirs, dir)
+			r.cfg.Deployment.Dirs = dirs
+			r.start()
+			old := r.awaitDeployed("seat")
+			fresh, err := r.Replace(t.Context(), old.ID, &ctrmodel.Container{Name: "seat", Image: ctrmodel.Image{Name: "example.org/seat:2"}})
+			r.must(err)
+			away(r, dir)
+			same := func(when string) {
+				t.Helper()
+				time.Sleep(50 * time.Millisecond)
+				if c, err := r.ByName(t.Context(), "seat"); err != nil || c.ID != fresh.ID {
+					t.Errorf("%s, prune %v, %s: %v, %+v", how, prune, when, err, c)
+				}
+			}
+			same("away")
+			r.stop()
+			if _, err := os.Stat(dir + ".away"); err == nil {
+				os.Remove(dir)
+				r.must(os.Rename(dir+".away", dir))
+			}
+			r.cfg.Deployment.Dirs = dirs
+			r.start()
+			same("back")
+			r.stop()
+		}
+	}
+}
+
+// awaitDeployed waits for all that is done about a descriptor.
+func (r *rig) awaitDeployed(name string) *ctrmodel.Container {
+	r.t.Helper()
+	return r.awaitName(name, "deployed", func(c *ctrmodel.Container) bool {
+		p := r.applied(name)
+		return c.State.Running && p != (progress{}) && !p.Start
+	})
+}
+
+func TestLastDescriptorOfADirectoryGoes(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1}, func(c *Config) { c.Deployment.Prune = true })
+	id := r.awaitDeployed("seat").ID
+	r.must(os.Remove(filepath.Join(dir, "seat.json")))
+	r.eventually("removed", func() bool { _, err := r.Get(t.Context(), id); return err != nil })
+}
+
+// An agent of before has not written down where the descriptors were.
+func TestDescriptorsThatHaveBeenAppliedBefore(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1, "gone.json": `{"container_name": "gone", "image": {"name": "x"}}`},
+		func(c *Config) { c.Deployment.Prune = true })
+	seat, gone := r.awaitDeployed("seat").ID, r.awaitDeployed("gone").ID
+	r.stop()
+	old := fmt.Sprintf(`{"applied": {"seat": {"sum": %q}, "gone": {"sum": %q}}}`, r.applied("seat").Sum, r.applied("gone").Sum)
+	r.must(os.WriteFile(filepath.Join(r.cfg.StateDir, "deployed.json"), []byte(old), 0o600))
+	r.must(os.Remove(filepath.Join(dir, "gone.json")))
+	r.start()
+	r.eventually("known where it is", func() bool { return r.applied("seat").File == filepath.Join(dir, "seat.json") })
+	write(t, dir, "other.json", `{"container_name": "other", "image": {"name": "x"}}`)
+	r.awaitDeployed("other")
+	r.steady(gone, ctrmodel.Running) // nobody knows why
+	r.steady(seat, ctrmodel.Running)
+	if n := r.fake.launched(seat); n != 1 {
+		t.Errorf("launched %d times", n)
+	}
+}
+
+func TestContainerThatIsUpdatedWithoutItsDescriptor(t *testing.T) {
+	t.Parallel()
+	for _, commit := range []bool{false, true} {
+		r, dir := deployRig(t, map[string]string{"seat.json": seat1}, func(c *Config) { c.Deployment.Prune = true })
+		ctx := t.Context()
+		old := r.awaitDeployed("seat").ID
+		_, err := r.Succeed(ctx, old, "update", next())
+		r.must(err)
+		r.must(os.Remove(filepath.Join(dir, "seat.json")))
+		both := func() {
+			t.Helper()
+			time.Sleep(50 * time.Millisecond)
+			for _, id := range []string{old, "next"} {
+				if _, err := r.Get(ctx, id); err != nil {
+					t.Fatalf("before the end: %v", err)
+				}
+			}
+		}
+		both()
+		r.must(r.Switch(ctx, "next"))
+		both()
+		if commit {
+			r.must(r.Commit(ctx, "next"))
+		} else {
+			r.must(r.Abandon(ctx, "next"))
+		}
+		r.eventually("removed when the update is over", func() bool { return len(r.list()) == 0 })
+	}
+}
+
 // What fails as containerd goes away has not been tried, even if it fails for another reason before it can be tried again.
 func TestReplacementIsTriedAgainAfterContainerdWasAway(t *testing.T) {
 	t.Parallel()

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -140,6 +141,17 @@ func (d *Daemon) Kill() {
 		<-d.exited
 		d.cmd = nil
 	}
+}
+
+// Version is that of containerd: 1.6, or one after it.
+func (d *Daemon) Version() string {
+	d.tb.Helper()
+	out, err := exec.Command(d.program, "--version").Output()
+	m := regexp.MustCompile(` v?(\d+\.\d+)\.`).FindSubmatch(out)
+	if err != nil || m == nil {
+		d.tb.Fatalf("version of containerd: %s, %v", out, err)
+	}
+	return string(m[1])
 }
 
 // Pid is the process of containerd.

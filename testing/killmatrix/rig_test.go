@@ -104,14 +104,15 @@ type rig struct {
 
 var rigs atomic.Int32
 
+// stopTimeout is how long the agent waits for a process to end.
+func stopTimeout() time.Duration { return ctrd.Patient(3 * time.Second) }
+
 // newRig starts containerd, and prepares an agent that is not yet started, in a network of its own.
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, namespace: fmt.Sprintf("killmatrix-%d-%d", os.Getpid(), rigs.Add(1)), down: true}
-	t.Cleanup(func() { // when all else has been cleaned up: control groups, those of version 1 for each controller
-		one, _ := filepath.Glob("/sys/fs/cgroup/" + r.namespace)
-		each, _ := filepath.Glob("/sys/fs/cgroup/*/" + r.namespace)
-		for _, group := range append(one, each...) {
+	t.Cleanup(func() { // when all else has been cleaned up
+		for _, group := range controlGroups(r.namespace) {
 			os.Remove(group)
 		}
 	})
@@ -122,12 +123,20 @@ func newRig(t *testing.T) *rig {
 	r.Agent = ctragent.New(t, r.program, d)
 	r.must(errors.Join(os.Chmod(r.Dir, 0o755), os.Mkdir(r.Dir+"/out", 0o777), os.Chmod(r.Dir+"/out", 0o777)))
 	r.Config["containers"]["default_ns"] = r.namespace
-	r.Config["manager"]["default_ctrs_stop_timeout"] = 3
+	r.Config["manager"]["default_ctrs_stop_timeout"] = int(stopTimeout() / time.Second)
 	r.place = census.Place{
 		Daemon: d, Namespace: r.namespace, Inside: r.inside,
 		Dirs: []string{r.Dir + "/run", r.Dir + "/state", r.Dir + "/home", r.Dir + "/out"},
 	}
 	return r
+}
+
+// controlGroups lists those whose path matches a pattern: one each, those of version 1 for each controller. Where systemd makes
+// them, they are scopes.
+func controlGroups(pattern string) []string {
+	one, _ := filepath.Glob("/sys/fs/cgroup/" + pattern)
+	each, _ := filepath.Glob("/sys/fs/cgroup/*/" + pattern)
+	return append(one, each...)
 }
 
 // install makes a program the one that runs from the next start on.

@@ -77,7 +77,7 @@ func TestStopsInARowNeverWedge(t *testing.T) {
 
 func TestTenStubbornContainersStopInOneTimeout(t *testing.T) {
 	t.Parallel()
-	const timeout = 3 * time.Second // as configured
+	timeout := stopTimeout()
 	r := running(t, func(r *rig) { r.Config["manager"]["stop_containers_on_exit"] = true })
 	before := r.place.Take(t)
 	var ids []string
