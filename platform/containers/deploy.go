@@ -51,6 +51,8 @@ type deployer struct {
 
 	// What only the one who looks at the files uses.
 	found    descriptors
+	names    map[string]string      // of the containers that the files describe, by file; nil: nobody has looked yet
+	missed   map[string]bool        // those of the files that were not there at the last look
 	archives map[string]string      // what the archives were like that have been imported, by file
 	broken   map[string]string      // those which could not be
 	imports  map[string]*attempts   // those which may be later
@@ -119,7 +121,7 @@ func (s sem) leave() { <-s }
 
 func newDeployer() deployer {
 	return deployer{
-		files: make(sem, 1), pulls: make(sem, deploymentsAtOnce),
+		files: make(sem, 1), pulls: make(sem, deploymentsAtOnce), missed: map[string]bool{},
 		imports: map[string]*attempts{}, warned: map[string]bool{}, homes: map[string]fs.FileInfo{}, tasks: map[string]*task{},
 	}
 }
@@ -198,7 +200,7 @@ func (e *Engine) deployNew(ctx context.Context, all *sync.WaitGroup) (over bool)
 	}
 	fresh, waits := e.importArchives(ctx)
 	e.findDescriptors(false)
-	over = !waits
+	over = !waits && len(d.missed) == 0
 	for _, j := range e.jobs(false) {
 		over = false
 		t := d.task(j.name)
@@ -277,9 +279,11 @@ func (e *Engine) jobs(again bool) (jobs []job) {
 	defer d.mu.Unlock()
 	e.readDeeds()
 	there := map[string]bool{}
+	for _, name := range d.names {
+		there[name] = true
+	}
 	for _, desc := range d.found.list {
 		name := desc.container.Name
-		there[name] = true
 		if again || d.deeds.Applied[name] != (progress{Sum: desc.sum, File: desc.file}) {
 			jobs = append(jobs, job{name, desc.sum, func(ctx context.Context) error { return e.apply(ctx, desc, again) }})
 		}
@@ -448,6 +452,7 @@ func (e *Engine) findDescriptors(again bool) {
 		}
 		dirs = append(dirs, dir)
 	}
+	e.findMissing(&found, &seen, again)
 	if found.seen = seen.String(); again || found.seen != d.found.seen {
 		e.readDescriptors(&found)
 		d.found = found
@@ -455,14 +460,61 @@ func (e *Engine) findDescriptors(again bool) {
 	d.found.dirs = dirs
 }
 
-func (e *Engine) readDescriptors(found *descriptors) {
+// findMissing forgets the files that are gone. One is not if it has been there at the last look: an editor may be about to put
+// another one in its place. Who says that all is to be deployed again has finished.
+func (e *Engine) findMissing(found *descriptors, seen *strings.Builder, again bool) {
+	d := &e.deployer
+	if d.names == nil {
+		d.names = e.described()
+	}
+	for file := range d.names {
+		switch {
+		case slices.Contains(found.files, file):
+			delete(d.missed, file)
+		case again || d.missed[file]:
+			delete(d.names, file)
+			delete(d.missed, file)
+		default:
+			d.missed[file] = true
+			fmt.Fprintln(seen, file, "missed")
+		}
+	}
+}
+
+// described are the names of the containers that files have described when the agent ended.
+func (e *Engine) described() map[string]string {
+	d := &e.deployer
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e.readDeeds()
 	names := map[string]string{}
+	for name, p := range d.deeds.Applied {
+		if p.File != "" {
+			names[p.File] = name
+		}
+	}
+	return names
+}
+
+// readDescriptors reads the files. The first with a name has it; it stays with one that is missed, or cannot be read because
+// somebody is just writing it.
+func (e *Engine) readDescriptors(found *descriptors) {
+	d := &e.deployer
+	owners := map[string]string{}
+	for file := range d.missed {
+		owners[d.names[file]] = file
+	}
 	for _, file := range found.files {
-		d, odd, err := readDescriptor(file)
+		desc, odd, err := readDescriptor(file)
 		if err != nil {
 			found.lost = true
-		} else if other := names[d.container.Name]; other != "" {
-			err = fmt.Errorf("container %s is described by %s already", d.container.Name, other)
+			if name := d.names[file]; name != "" && owners[name] == "" {
+				owners[name] = file
+			}
+		} else if other := owners[desc.container.Name]; d.missed[other] {
+			continue
+		} else if other != "" {
+			err = fmt.Errorf("container %s is described by %s already", desc.container.Name, other)
 		}
 		if err != nil {
 			found.errs = append(found.errs, ctrmodel.Errorf(ctrmodel.InvalidArgument, "%s: %w", file, err))
@@ -472,8 +524,12 @@ func (e *Engine) readDescriptors(found *descriptors) {
 		if odd != nil {
 			e.Log.Warn("descriptor of a container", "file", file, "error", odd)
 		}
-		names[d.container.Name] = file
-		found.list = append(found.list, d)
+		owners[desc.container.Name] = file
+		found.list = append(found.list, desc)
+	}
+	clear(d.names)
+	for name, file := range owners {
+		d.names[file] = name
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -576,6 +577,127 @@ func (r *rig) awaitDeployed(name string) *ctrmodel.Container {
 		p := r.applied(name)
 		return c.State.Running && p != (progress{}) && !p.Start
 	})
+}
+
+// look looks at the files and does what is to be done about them.
+func (r *rig) look() {
+	var all sync.WaitGroup
+	r.deployNew(r.t.Context(), &all)
+	all.Wait()
+}
+
+// restartLook restarts the engine, and waits until it has looked at the files.
+func (r *rig) restartLook(dir string) {
+	r.t.Helper()
+	mark := newID()
+	write(r.t, dir, mark+".json", `{"image": {"name": "x"}}`)
+	r.restart()
+	r.awaitDeployed(mark)
+}
+
+// lookRig is a deployRig that looks at the files when it starts, and when it is told to.
+func lookRig(t *testing.T, files map[string]string, change ...func(*Config)) (*rig, string) {
+	return deployRig(t, files, append(change, func(c *Config) { c.Deployment.Period = time.Hour })...)
+}
+
+// Editors put another file in the place of the old one, or write the old one anew.
+func TestDescriptorIsEdited(t *testing.T) {
+	t.Parallel()
+	for _, prune := range []bool{false, true} {
+		r, dir := lookRig(t, map[string]string{"seat.json": seat1}, func(c *Config) { c.Deployment.Prune = prune })
+		file := filepath.Join(dir, "seat.json")
+		fresh, err := r.Replace(t.Context(), r.awaitDeployed("seat").ID, &ctrmodel.Container{Name: "seat", Image: ctrmodel.Image{Name: "example.org/seat:2"}})
+		r.must(err)
+		away := func() { r.must(os.Rename(file, file+"~")) }
+		for i, edit := range []func(){
+			func() { away(); r.look(); write(t, dir, "seat.json", seat1) },
+			func() { write(t, dir, "seat.json", seat1[:9]); r.look(); r.look(); write(t, dir, "seat.json", seat1) },
+			func() {
+				away()
+				r.look()
+				write(t, dir, "seat.json", seat1[:9])
+				r.look()
+				write(t, dir, "seat.json", seat1)
+			},
+			func() {
+				away()
+				r.restartLook(dir)
+				write(t, dir, "seat.json", seat1)
+			},
+			func() { r.must(os.Rename(file, filepath.Join(dir, "chair.json"))) },
+		} {
+			edit()
+			for range 3 {
+				r.look()
+				if c, err := r.ByName(t.Context(), "seat"); err != nil || c.ID != fresh.ID {
+					t.Fatalf("edit %d, prune %v: %v, %+v", i, prune, err, c)
+				}
+			}
+		}
+		r.must(os.Remove(filepath.Join(dir, "chair.json")))
+		r.look()
+		if _, err := r.ByName(t.Context(), "seat"); err != nil || r.applied("seat") == (progress{}) {
+			t.Errorf("prune %v, missed once: %v, %+v", prune, err, r.applied("seat"))
+		}
+		r.look()
+		if _, err := r.ByName(t.Context(), "seat"); prune == (err == nil) || r.applied("seat") != (progress{}) {
+			t.Errorf("prune %v, gone: %v, %+v", prune, err, r.applied("seat"))
+		}
+	}
+}
+
+// The name belongs to the first file, even if nobody can read that just now.
+func TestDescriptorWithATwinIsEdited(t *testing.T) {
+	t.Parallel()
+	const first = `{"container_name": "seat", "image": {"name": "example.org/seat:2"}}`
+	r, dir := lookRig(t, map[string]string{"a.json": first, "b.json": seat1})
+	id := r.awaitDeployed("seat").ID
+	file := filepath.Join(dir, "a.json")
+	for i, edit := range []func(){
+		func() { write(t, dir, "a.json", first[:9]) },
+		func() { r.restartLook(dir) },
+		func() { write(t, dir, "a.json", first) },
+		func() { r.must(os.Rename(file, file+"~")); r.look(); write(t, dir, "a.json", first) },
+		func() { r.must(os.Rename(file, file+"~")); r.restartLook(dir); write(t, dir, "a.json", first) },
+	} {
+		edit()
+		for range 3 {
+			r.look()
+			if c, err := r.ByName(t.Context(), "seat"); err != nil || c.ID != id {
+				t.Fatalf("edit %d: %v, %+v", i, err, c)
+			}
+		}
+	}
+	r.must(os.Remove(file))
+	r.look()
+	r.look()
+	if c := r.awaitDeployed("seat"); c.Image.Name != "example.org/seat:1" {
+		t.Errorf("after the first file is gone: %+v", c)
+	}
+	// Who asks for it has finished editing.
+	r.must(os.Rename(filepath.Join(dir, "b.json"), filepath.Join(dir, "c.json")))
+	r.must(r.Deploy(t.Context()))
+	write(t, dir, "a.json", first)
+	r.must(os.Remove(filepath.Join(dir, "c.json")))
+	r.must(r.Deploy(t.Context()))
+	if c := r.awaitDeployed("seat"); c.Image.Name != "example.org/seat:2" {
+		t.Errorf("deployed again: %+v", c)
+	}
+}
+
+// Even by who looks at the files only at the start.
+func TestDescriptorIsGoneAtTheStart(t *testing.T) {
+	t.Parallel()
+	r, dir := deployRig(t, map[string]string{"seat.json": seat1, "other.json": `{"container_name": "other", "image": {"name": "x"}}`},
+		func(c *Config) { c.Deployment.Prune = true })
+	id := r.awaitDeployed("seat").ID
+	other := r.awaitDeployed("other").ID
+	r.stop()
+	r.cfg.Deployment.Period = 0
+	r.must(os.Remove(filepath.Join(dir, "seat.json")))
+	r.start()
+	r.eventually("removed", func() bool { _, err := r.Get(t.Context(), id); return err != nil })
+	r.steady(other, ctrmodel.Running)
 }
 
 func TestLastDescriptorOfADirectoryGoes(t *testing.T) {
