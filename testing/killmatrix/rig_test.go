@@ -63,8 +63,8 @@ func TestMain(m *testing.M) {
 	default:
 		err = buildAndRun()
 	}
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		code = max(exit.ExitCode(), 1)
+	if exit := exitCode(0); errors.As(err, &exit) {
+		code = int(exit)
 	} else if err != nil {
 		fmt.Println(err)
 		code = 1
@@ -88,8 +88,33 @@ func buildAndRun() error {
 	cmd.Env = append(os.Environ(), program+"="+path)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	return cmd.Run()
+	// Not every first process is as quick as systemd to reap what a killed shim orphans, and until then its control group stays.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become the reaper of orphans: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("wait for the tests: %w", err)
+		case pid == cmd.Process.Pid && status.Signaled():
+			return fmt.Errorf("the tests ended by signal %v", status.Signal())
+		case pid == cmd.Process.Pid && status.ExitStatus() != 0:
+			return exitCode(status.ExitStatus())
+		case pid == cmd.Process.Pid:
+			return nil
+		}
+	}
 }
+
+// exitCode is that of tests that have failed, and have said so.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprint("exit code ", int(c)) }
 
 // rig is a device: a containerd, and an agent of which the test is the service manager.
 type rig struct {
