@@ -10,12 +10,15 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/cgroups"
 	"sdvbox/platform/containerd"
@@ -176,12 +179,47 @@ func (m *machine) Wait(ctx context.Context, id string) (Exit, error) {
 }
 
 // shortOfMemory reports whether the kernel has killed processes of a container for want of memory. The event of it may come
-// late, or while nobody listens.
+// late, or while nobody listens. Where systemd makes the control groups, that of the container may be gone already, too.
 func (m *machine) shortOfMemory(ctx context.Context, id string) bool {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	metrics, err := m.Client.Tasks.Metrics(ctx, id)
-	return err == nil && len(metrics) == 1 && metrics[0].OOMKills > 0
+	if err == nil && len(metrics) == 1 && metrics[0].OOMKills > 0 {
+		return true
+	}
+	task, err := m.Client.Tasks.Get(ctx, id, "")
+	if err != nil {
+		return false
+	}
+	killed, err := oomKilled("/dev/kmsg", id, task.Pid)
+	if err != nil {
+		m.Log.Debug("cannot ask the log of the kernel why a process was killed", "id", id, "error", err)
+	}
+	return killed
+}
+
+// oomKilled reports whether the log of the kernel says that a process of a container has been killed for want of memory.
+func oomKilled(kmsg, id string, pid uint32) (bool, error) {
+	fd, err := unix.Open(kmsg, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, &os.PathError{Op: "open", Path: kmsg, Err: err}
+	}
+	defer unix.Close(fd)
+	// As mm/oom_kill.c of Linux writes it; the control group is called by the id, or by one of systemd's names with it.
+	re := regexp.MustCompile(`[;,]oom-kill:.*,task_memcg=[^,]*` + regexp.QuoteMeta(id) + `[^,]*,task=.*,pid=` + strconv.Itoa(int(pid)) + `,uid=`)
+	record := make([]byte, 16<<10) // at least one, or the kernel refuses
+	for {
+		n, err := unix.Read(fd, record)
+		switch {
+		case err == unix.EPIPE || err == unix.EINTR: // the oldest ones have been overwritten meanwhile
+		case err == unix.EAGAIN || err == nil && n == 0:
+			return false, nil
+		case err != nil:
+			return false, &os.PathError{Op: "read", Path: kmsg, Err: err}
+		case re.Match(record[:n]):
+			return true, nil
+		}
+	}
 }
 
 func (m *machine) Kill(ctx context.Context, id string, s syscall.Signal) error {

@@ -861,6 +861,33 @@ func TestRealTaskIsForgotten(t *testing.T) {
 	r.clean()
 }
 
+func TestOOMKilled(t *testing.T) {
+	const id = "762ea426-60ec"
+	record := func(group string, pid int) string {
+		return fmt.Sprintf("6,3120,56125451111,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,"+
+			"oom_memcg=%[1]s,task_memcg=%[1]s,task=probe,pid=%[2]d,uid=0\n SUBSYSTEM=memory\n", group, pid)
+	}
+	for text, want := range map[string]bool{
+		record("/kanto-cm/"+id, 4711):                       true,
+		record("/system.slice/kanto-cm-"+id+".scope", 4711): true,
+		"": false,
+		"6,1,1,-;Linux version 6.12\n" + record("/kanto-cm/"+id, 47110): false,
+		record("/kanto-cm/other", 4711):                                 false,
+		"12,1,1,-;said by " + id + " with pid=4711,uid=0\n":             false,
+	} {
+		file := filepath.Join(t.TempDir(), "kmsg")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := oomKilled(file, id, 4711); got != want || err != nil {
+			t.Errorf("%q: %v, %v, want %v", text, got, err, want)
+		}
+	}
+	if _, err := oomKilled(filepath.Join(t.TempDir(), "none"), id, 1); err == nil {
+		t.Error("a log that is not there says something")
+	}
+}
+
 // A start that comes while containerd clears up after one that has been cut off may work later; others may not.
 func TestFailedStartsHaveKinds(t *testing.T) {
 	const dir = "/run/containerd/io.containerd.runtime.v2.task/ns/1"
