@@ -445,7 +445,11 @@ func TestOrderBeforeTheFirstLook(t *testing.T) {
 			if refused := ctrmodel.KindOf(errors.Join(err)) == ctrmodel.FailedPrecondition; refused != (c.refused && !lost) || err != nil && !refused {
 				t.Errorf("%s, process lost: %v: %v", c.name, lost, err)
 			}
-			if s := a.view.Load().State.Status; s != want && want != ctrmodel.Unknown {
+			if want == ctrmodel.Unknown { // removed
+				if _, err := r.Get(t.Context(), id); ctrmodel.KindOf(err) != ctrmodel.NotFound {
+					t.Errorf("%s, process lost: %v: it is still there, %v", c.name, lost, err)
+				}
+			} else if s := a.view.Load().State.Status; s != want {
 				t.Errorf("%s, process lost: %v: then it is %v, expected %v", c.name, lost, s, want)
 			} else if n := r.fake.launched(id); want == ctrmodel.Running && n != launched {
 				t.Errorf("%s, process lost: %v: launched %d times", c.name, lost, n)
