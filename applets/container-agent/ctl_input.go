@@ -9,13 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/signal"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/applet"
+	"sdvbox/platform/terminal"
 )
 
 const maxInput = 64 << 10
@@ -27,9 +27,9 @@ func input(ctx context.Context, c *applet.Call, prompt string, hidden bool) (str
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGHUP, unix.SIGQUIT) // would leave the terminal as it is
 	defer stop()
 	read := func() ([]byte, error) { return io.ReadAll(io.LimitReader(c.Stdin, maxInput+1)) }
-	if fd, ok := terminal(c.Stdin); ok {
+	if fd, ok := terminal.Of(c.Stdin); ok {
 		if hidden {
-			restore, err := hide(fd)
+			restore, err := terminal.Hide(fd)
 			if err != nil {
 				return "", fmt.Errorf("standard input: %w", err)
 			}
@@ -85,31 +85,4 @@ func wellFormed(texts ...string) error {
 		}
 	}
 	return nil
-}
-
-// terminal returns the descriptor of a stream that is a terminal.
-func terminal(stream io.Reader) (fd int, ok bool) {
-	f, ok := stream.(*os.File)
-	if !ok {
-		return 0, false
-	}
-	fd = int(f.Fd())
-	_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	return fd, err == nil
-}
-
-// hide has a terminal not show what is typed, until restore is called.
-func hide(fd int) (restore func(), err error) {
-	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	if err != nil {
-		return nil, err
-	}
-	t := *old
-	t.Lflag &^= unix.ECHO
-	t.Lflag |= unix.ICANON | unix.ISIG
-	t.Iflag |= unix.ICRNL
-	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &t); err != nil {
-		return nil, err
-	}
-	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) }, nil
 }

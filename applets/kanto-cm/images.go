@@ -16,6 +16,7 @@ import (
 	"sdvbox/platform/applet"
 	"sdvbox/platform/cmapi"
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/terminal"
 )
 
 // Image is what "images --output json" and "pull --output json" print of each image.
@@ -129,7 +130,7 @@ type bar struct {
 
 func newBar(w io.Writer) *bar {
 	b := &bar{w: w, begun: time.Now()}
-	if fd, ok := terminal(w); ok {
+	if fd, ok := terminal.Of(w); ok {
 		b.width = 80
 		if size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ); err == nil && size.Col > 0 {
 			b.width = int(size.Col)

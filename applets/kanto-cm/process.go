@@ -15,6 +15,7 @@ import (
 	"sdvbox/platform/applet"
 	"sdvbox/platform/cmapi"
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/terminal"
 )
 
 // The commands that start processes.
@@ -176,7 +177,7 @@ func (o *execOptions) run(ctx context.Context, c *applet.Call) error {
 		defer restore()
 		if o.TTY && streams.Resize == nil { // ours shows it, even if it has no input
 			for _, stream := range []any{c.Stdout, c.Stdin} {
-				if fd, ours := terminal(stream); ours {
+				if fd, ours := terminal.Of(stream); ours {
 					streams.Resize = sizes(ctx, fd)
 					break
 				}
@@ -229,8 +230,8 @@ func CtrExec() applet.Command {
 			if o.Usage || len(c.Args) == 0 && o.Name == "" {
 				return applet.Help
 			}
-			_, in := terminal(c.Stdin)
-			_, out := terminal(c.Stdout)
+			_, in := terminal.Of(c.Stdin)
+			_, out := terminal.Of(c.Stdout)
 			return (&execOptions{Target: o.Target, Interactive: true, TTY: in && out}).run(ctx, c)
 		},
 	}

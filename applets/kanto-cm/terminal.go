@@ -13,36 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/platform/terminal"
 )
-
-// terminal returns the descriptor of a stream that is a terminal.
-func terminal(stream any) (fd int, ok bool) {
-	f, ok := stream.(*os.File)
-	if !ok {
-		return 0, false
-	}
-	fd = int(f.Fd())
-	_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	return fd, err == nil
-}
-
-// raw has the terminal pass on everything that is typed, until restore is called.
-func raw(fd int) (restore func(), err error) {
-	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	if err != nil {
-		return nil, err
-	}
-	t := *old
-	t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
-	t.Oflag &^= unix.OPOST
-	t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
-	t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
-	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
-	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &t); err != nil {
-		return nil, err
-	}
-	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) }, nil
-}
 
 // streams connects to a process: with a terminal of its own if tty, and then also with ours, raw, if it gets our input.
 func streams(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, input, tty bool) (s ctrmodel.Streams, restore func()) {
@@ -51,11 +23,11 @@ func streams(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, inp
 	if input {
 		s.Stdin = stdin
 	}
-	fd, ours := terminal(stdin)
+	fd, ours := terminal.Of(stdin)
 	if !tty || !input || !ours {
 		return s, restore
 	}
-	if undo, err := raw(fd); err == nil {
+	if undo, err := terminal.Raw(fd); err == nil {
 		restore = undo
 	}
 	s.Resize = sizes(ctx, fd)
