@@ -99,8 +99,8 @@ demo: modules ## update a virtual vehicle from nothing; KEEP=1 leaves it running
 .PHONY: test
 test: modules ## run all tests, with real brokers, RAUC and virtual vehicles
 	go run ./testing/host test vehicle
-	$(MAKE) --no-print-directory test-parts
-	$(MAKE) --no-print-directory -j 2 test-first-life test-second-life test-vehicles fuzz
+	$(MAKE) --no-print-directory -j 2 test-parts fuzz-targets
+	$(MAKE) --no-print-directory -j 2 test-first-life test-second-life test-vehicles fuzz-run
 
 # A virtual vehicle keeps one processor busy. The lives of vehicles have deadlines; whatever runs beside them gives way.
 suite  = $(root) env SDVBOX_REQUIRE=1 go test $(TESTFLAGS)
@@ -129,11 +129,15 @@ test-long: modules ## also run what takes hours: exhaustive power cuts, watchdog
 
 # Left alone, the fuzzer spends most of its time on making large inputs smaller; a target that finds nothing else then runs
 # a few times only. It also fails now and then when its time is up, on a slow machine; then there is no failing input.
-.PHONY: fuzz
-fuzz: modules ## fuzz each target for FUZZTIME, by default all of them within a minute
+.PHONY: fuzz fuzz-targets fuzz-run
+fuzz: fuzz-targets ## fuzz each target for FUZZTIME, by default all of them within a minute
+	$(MAKE) --no-print-directory fuzz-run
+fuzz-targets: modules
 	@dir=$(abspath $(BUILD))/fuzz; mkdir -p $$dir; \
 	grep -roE '^func Fuzz\w+' --include='*_test.go' --exclude-dir=$(notdir $(BUILD)) . | sed -E 's,/[^/]+:func , ,' | sort >$$dir/targets; \
-	cut -d ' ' -f 1 $$dir/targets | uniq | while read -r pkg; do nice -n 19 go test -c -fuzz . -o $$dir/$$pkg/ $$pkg; done; \
+	cut -d ' ' -f 1 $$dir/targets | uniq | while read -r pkg; do nice -n 19 go test -c -fuzz . -o $$dir/$$pkg/ $$pkg; done
+fuzz-run:
+	@dir=$(abspath $(BUILD))/fuzz; \
 	export dir cache=$$(go env GOCACHE)/fuzz time=$(or $(FUZZTIME),$$((60000 * $$(nproc) / $$(wc -l <$$dir/targets)))ms); \
 	nice -n 19 xargs -P $$(nproc) -L 1 bash -c ' \
 		fuzz() { out=$$(cd $$1 && $$dir/$$1/*.test -test.run "^$$" -test.fuzz "^$$2$$" -test.fuzztime $$time -test.fuzzminimizetime 10x \
