@@ -589,7 +589,7 @@ func TestLossOfContainerdIsUnavailableAndTheNextCallConnects(t *testing.T) {
 	expect(t, err, grpc.Unavailable)
 	_, err = c.Subscribe(ctx)
 	expect(t, err, grpc.Unavailable)
-	if spent := time.Since(start); spent > time.Second {
+	if spent := time.Since(start); spent > 5*time.Second {
 		t.Errorf("it took %v to know that containerd is not there", spent)
 	}
 	d.Run()
@@ -624,7 +624,7 @@ func TestAContainerdThatHangsCostsNoMoreThanTheDeadline(t *testing.T) {
 		expect(t, err, grpc.DeadlineExceeded)
 		cancel()
 	}
-	if spent := time.Since(start); spent > 2*time.Second {
+	if spent := time.Since(start); spent > 5*time.Second {
 		t.Errorf("it took %v", spent)
 	}
 	closed := make(chan bool)
