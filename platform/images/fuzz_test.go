@@ -8,6 +8,7 @@ import (
 	"compress/gzip"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -52,8 +53,9 @@ func FuzzRegistryAnswers(f *testing.F) {
 			}
 			return resp
 		})}
-		l := &login{Client: &auth.Client{Client: client}, ref: ref, password: basic(Credentials{"u", "p"}), insecure: true}
-		r := &repository{ref, ref.Registry, "http://r.example/v2/a", l, nil, time.Minute}
+		base := &url.URL{Scheme: "http", Host: "r.example", Path: "/v2/a"}
+		l := &login{Client: &auth.Client{Client: client}, ref: ref, base: base, password: basic(Credentials{"u", "p"})}
+		r := &repository{ref, ref.Registry, base.String(), l, nil, time.Minute}
 		if d, data, err := r.root(t.Context()); err == nil && (d.Digest != digests.FromBytes(data) || !isManifest(d.MediaType) && !isIndex(d.MediaType)) {
 			t.Errorf("took %+v for %q", d, data)
 		} else if err != nil && ctrmodel.KindOf(err) == ctrmodel.Internal {

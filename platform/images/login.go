@@ -26,24 +26,27 @@ import (
 type login struct {
 	*auth.Client // sends an Authorization as it is, and does not take it along to another host
 	ref          registry.Reference
-	password     string // as an Authorization, empty if there is none
-	insecure     bool   // tokens, too, may come by HTTP
+	base         *url.URL     // of the registry: who else is asked is not told who asks
+	password     string       // as an Authorization, empty if there is none
+	elsewhere    *auth.Client // for tokens from a host that has to prove who it is, if the registry has not
+	trusted      func(host string) bool
 
 	mu            sync.Mutex
 	authorization string // that of the last request
 }
 
-// Do sends a request that has no body, and again if the registry wants to know who asks.
+// Do sends a request that has no body, and again if the registry wants to know who asks. Where the registry sends on to may
+// have named what is asked for next: then it is asked like by a stranger.
 func (l *login) Do(req *http.Request) (*http.Response, error) {
+	if !sameOrigin(req.URL, l.base) {
+		return send(l.Client, req, "")
+	}
 	l.mu.Lock()
 	authorization := l.authorization
 	l.mu.Unlock()
-	resp, err := l.send(req, authorization)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized {
+	resp, err := send(l.Client, req, authorization)
+	if err != nil || resp.StatusCode != http.StatusUnauthorized || !sameOrigin(resp.Request.URL, l.base) {
 		return resp, err
-	}
-	if at := resp.Request.URL; at.Scheme != req.URL.Scheme || at.Host != req.URL.Host { // where it has been sent on to
-		return resp, nil
 	}
 	authorization, err = l.authorize(req.Context(), resp.Header.Values("Www-Authenticate"))
 	if err == nil && authorization == "" {
@@ -56,7 +59,14 @@ func (l *login) Do(req *http.Request) (*http.Response, error) {
 	l.mu.Lock()
 	l.authorization = authorization
 	l.mu.Unlock()
-	return l.send(req, authorization)
+	return send(l.Client, req, authorization)
+}
+
+func sameOrigin(a, b *url.URL) bool {
+	port := func(u *url.URL) string {
+		return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	}
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }
 
 // basic is the Authorization of a password.
@@ -67,14 +77,14 @@ func basic(c Credentials) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.UserID+":"+c.Password))
 }
 
-func (l *login) send(req *http.Request, authorization string) (*http.Response, error) {
+func send(client *auth.Client, req *http.Request, authorization string) (*http.Response, error) {
 	req = req.Clone(req.Context())
-	if authorization == "" {
+	if authorization == "" { // which auth.Client would look for itself
 		req.Header.Set("User-Agent", agent)
-		return l.Client.Client.Do(req)
+		return client.Client.Do(req)
 	}
 	req.Header.Set("Authorization", authorization)
-	return l.Client.Do(req)
+	return client.Do(req)
 }
 
 // authorize answers the challenges of a registry, with a token if there is a choice. It may be that it has no answer.
@@ -109,7 +119,7 @@ func parameters(s string) map[string]string {
 func (l *login) token(ctx context.Context, challenge map[string]string) (string, error) {
 	realm := challenge["realm"]
 	u, err := url.Parse(realm)
-	if err == nil && u.Scheme != "https" && (u.Scheme != "http" || !l.insecure) {
+	if err == nil && u.Scheme != "https" && (u.Scheme != "http" || l.base.Scheme != "http") {
 		err = errors.New("not HTTPS")
 	}
 	if err != nil {
@@ -125,7 +135,11 @@ func (l *login) token(ctx context.Context, challenge map[string]string) (string,
 	if err != nil {
 		return "", err
 	}
-	resp, err := l.send(req, l.password)
+	client := l.Client
+	if l.elsewhere != nil && !strings.EqualFold(u.Hostname(), l.base.Hostname()) && !l.trusted(u.Host) {
+		client = l.elsewhere
+	}
+	resp, err := send(client, req, l.password)
 	if err != nil {
 		return "", err
 	}

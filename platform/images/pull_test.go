@@ -36,6 +36,7 @@ import (
 
 	"sdvbox/platform/containerd"
 	"sdvbox/platform/ctrmodel"
+	"sdvbox/testing/ctrd"
 )
 
 // app is the layer of newImage that is large.
@@ -706,7 +707,7 @@ func TestAnImageThatIsBeingRefreshedCanBeUsed(t *testing.T) {
 		refreshed <- err
 	}()
 	<-begun
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), ctrd.Patient(5*time.Second))
 	defer cancel()
 	for what, use := range map[string]func() (Image, error){
 		"by its name":   func() (Image, error) { return s.Pull(ctx, ref, nil) },

@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -64,11 +65,9 @@ func parseRef(name string) (registry.Reference, error) {
 func (s *Store) connect(ctx context.Context, ref registry.Reference) (*repository, error) {
 	s.mu.Lock()
 	config, known := s.registries[ref.Registry]
-	insecure := slices.Contains(s.insecure, ref.Registry) || slices.Contains(s.insecure, hostOf(ref.Registry))
+	declared := s.insecure
 	s.mu.Unlock()
-	if !insecure && (!known || config.Transport == Transport{}) && loopback(hostOf(ref.Registry)) {
-		insecure = true
-	}
+	insecure := isInsecure(declared, ref.Registry) || (!known || config.Transport == Transport{}) && loopback(ref.Registry)
 	t := config.Transport
 	if insecure {
 		t = Transport{}
@@ -82,30 +81,67 @@ func (s *Store) connect(ctx context.Context, ref registry.Reference) (*repositor
 	if err != nil {
 		return nil, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "registry %s: %w", ref.Registry, err)
 	}
-	scheme := "https://"
+	scheme := "https"
 	if insecure {
 		client.Transport.(*http.Transport).TLSClientConfig.InsecureSkipVerify = true
 		if scheme, err = s.scheme(ctx, client, ref.Host()); err != nil {
 			return nil, ctrmodel.Errorf(ctrmodel.Unavailable, "registry %s: %w", ref.Registry, err)
 		}
 	}
-	a := &auth.Client{Client: client, Cache: auth.NewCache()}
-	a.SetUserAgent(agent)
-	r := &repository{ref, ref.Registry, scheme + ref.Host() + "/v2/" + ref.Repository, a, client.CloseIdleConnections, s.Stall}
-	if known || insecure {
-		r.client = &login{Client: a, ref: ref, password: basic(config.Credentials), insecure: insecure}
+	base := &url.URL{Scheme: scheme, Host: ref.Host(), Path: "/v2/" + ref.Repository}
+	a := newClient(client)
+	r := &repository{ref, ref.Registry, base.String(), a, client.CloseIdleConnections, s.Stall}
+	if !known && !insecure {
+		return r, nil
+	}
+	l := &login{Client: a, ref: ref, base: base, password: basic(config.Credentials)}
+	r.client = l
+	if insecure {
+		verifying, err := fetch.NewClient(fetch.TLS{})
+		if err != nil {
+			return nil, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "registry %s: %w", ref.Registry, err)
+		}
+		l.elsewhere = newClient(verifying)
+		l.trusted = func(host string) bool { return isInsecure(declared, host) || loopback(host) }
+		r.close = func() {
+			client.CloseIdleConnections()
+			verifying.CloseIdleConnections()
+		}
 	}
 	return r, nil
 }
 
-func hostOf(registry string) string {
-	if host, _, err := net.SplitHostPort(registry); err == nil {
-		return host
-	}
-	return registry
+func newClient(c *http.Client) *auth.Client {
+	a := &auth.Client{Client: c, Cache: auth.NewCache()}
+	a.SetUserAgent(agent)
+	return a
 }
 
-func loopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
+// isInsecure tells whether a host[:port] is among those that have been declared insecure, with or without the port.
+func isInsecure(declared []string, registry string) bool {
+	host, port := hostPort(registry)
+	return slices.ContainsFunc(declared, func(d string) bool {
+		h, p := hostPort(d)
+		return h == host && (p == "" || p == port)
+	})
+}
+
+// hostPort takes a host[:port] apart. An address of IPv6 comes in many ways, with and without brackets, and goes in one.
+func hostPort(registry string) (host, port string) {
+	host, port, err := net.SplitHostPort(registry)
+	if err != nil {
+		host, port = strings.TrimSuffix(strings.TrimPrefix(registry, "["), "]"), ""
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.String()
+	}
+	return strings.ToLower(host), port
+}
+
+func loopback(registry string) bool {
+	host, _ := hostPort(registry)
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
+}
 
 // scheme finds out what an insecure registry talks. HTTP is not, if it leads to HTTPS or if what answers is no registry.
 func (s *Store) scheme(ctx context.Context, client *http.Client, host string) (string, error) {
@@ -126,14 +162,14 @@ func (s *Store) scheme(ctx context.Context, client *http.Client, host string) (s
 	if err == nil {
 		from := resp.Request.URL
 		if from.Host == host && (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusUnauthorized) {
-			return from.Scheme + "://", nil
+			return from.Scheme, nil
 		}
 		err = fmt.Errorf("%s: %s", from, resp.Status)
 	}
 	if _, again := ask("https://", s.Stall); again != nil {
 		return "", fmt.Errorf("%w; %w", err, again)
 	}
-	return "https://", nil
+	return "https", nil
 }
 
 // oras is the repository for those who need more of a registry.

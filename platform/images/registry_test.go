@@ -12,6 +12,8 @@ import (
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"sdvbox/testing/ctrd"
 )
 
 // root asks a registry for an image. Nothing is done with containerd.
@@ -122,12 +124,46 @@ func TestWhatAnInsecureRegistryTalks(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			host := serveBoth(t, test.plain, test.secure)
-			err := root(t, Config{Stall: 3 * time.Second, Insecure: []string{host}, Registries: map[string]Registry{host: {Credentials: Credentials{user, password}}}}, host)
+			err := root(t, Config{Stall: ctrd.Patient(3 * time.Second), Insecure: []string{host}, Registries: map[string]Registry{host: {Credentials: Credentials{user, password}}}}, host)
 			if test.words == "" {
 				ok(t, err)
 			} else if err == nil || !strings.Contains(err.Error(), test.words) {
 				t.Errorf("error %v, expected one that says %q", err, test.words)
 			}
 		})
+	}
+}
+
+func TestHostsThatAreInsecure(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		declared, registry string
+		insecure           bool
+	}{
+		{"r.example", "r.example", true},
+		{"r.example", "R.example:5000", true},
+		{"r.example:5000", "r.example:5000", true},
+		{"r.example:5000", "r.example:5001", false},
+		{"r.example:5000", "r.example", false},
+		{"example", "r.example", false},
+		{"[fd00::1]", "[fd00::1]:5000", true},
+		{"[fd00::1]:5000", "[fd00::1]:5000", true},
+		{"[fd00::1]:5000", "[fd00::1]:5001", false},
+		{"fd00::1", "[fd00::1]:5000", true},
+		{"fd00::1", "[fd00::1]", true},
+		{"FD00:0::1", "[fd00::1]", true},
+		{"fd00::2", "[fd00::1]", false},
+	} {
+		ref, err := parseRef(test.registry + "/app:1")
+		ok(t, err)
+		if got := isInsecure([]string{"x", test.declared}, ref.Registry); got != test.insecure {
+			t.Errorf("%s is insecure because of %s: %v", test.registry, test.declared, got)
+		}
+	}
+	for host, want := range map[string]bool{"localhost": true, "localhost:5000": true, "127.0.0.1:5000": true, "127.1.2.3": true, "[::1]": true,
+		"[::1]:5000": true, "[0:0::1]": true, "[fd00::1]": false, "10.0.0.1": false, "localhost.example": false} {
+		if loopback(host) != want {
+			t.Errorf("%s is this machine: %v", host, !want)
+		}
 	}
 }
