@@ -5,6 +5,7 @@ package images
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -306,6 +307,7 @@ func (r *repository) error(err error) error {
 	kind := ctrmodel.KindOf(err)
 	var status *errcode.ErrorResponse
 	var cert *tls.CertificateVerificationError
+	var invalid x509.CertificateInvalidError
 	switch {
 	case kind != ctrmodel.Internal:
 		return err
@@ -326,6 +328,8 @@ func (r *repository) error(err error) error {
 		kind = ctrmodel.Unauthenticated
 	case strings.Contains(err.Error(), http.ErrSchemeMismatch.Error()):
 		return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "registry %s does not talk TLS, and is not among the insecure registries: %w", r.host, err)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired: // or the clock has not been set yet
+		kind = ctrmodel.Unavailable
 	case !errors.As(err, &cert) && unavailable(err):
 		kind = ctrmodel.Unavailable
 	default:

@@ -4,15 +4,26 @@ package images
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"sdvbox/platform/ctrmodel"
 	"sdvbox/testing/ctrd"
 )
 
@@ -165,5 +176,26 @@ func TestHostsThatAreInsecure(t *testing.T) {
 		if loopback(host) != want {
 			t.Errorf("%s is this machine: %v", host, !want)
 		}
+	}
+}
+
+func TestACertificateOutOfItsTime(t *testing.T) {
+	t.Parallel()
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	now := time.Now()
+	for _, from := range []time.Time{now.Add(time.Hour), now.Add(-3 * time.Hour)} {
+		template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: from, NotAfter: from.Add(2 * time.Hour),
+			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true}
+		der := must(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))(t)
+		r := httptest.NewUnstartedServer(http.HandlerFunc(guarded))
+		r.Config.ErrorLog = log.New(io.Discard, "", 0)
+		r.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+		r.StartTLS()
+		defer r.Close()
+		ca := t.TempDir() + "/ca.crt"
+		ok(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+		host := strings.TrimPrefix(r.URL, "https://")
+		err := root(t, Config{Registries: map[string]Registry{host: {Credentials{user, password}, Transport{RootCA: ca}}}}, host)
+		expect(t, err, ctrmodel.Unavailable, "certificate has expired or is not yet valid")
 	}
 }
