@@ -23,6 +23,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -489,6 +490,35 @@ func TestArchivesAreImported(t *testing.T) {
 	if left := must(filepath.Glob(s.Root + "/.archive*"))(t); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}
+}
+
+func TestAnArchiveWithAnImageThatIsHereChangesNothing(t *testing.T) {
+	t.Parallel()
+	r := startRegistry(t, false)
+	var offline atomic.Bool
+	s, _ := start(t, func(c *Config) {
+		c.Verify = func(context.Context, *remote.Repository, v1.Descriptor) error {
+			if offline.Load() {
+				return ctrmodel.Errorf(ctrmodel.FailedPrecondition, "nobody can tell")
+			}
+			return nil
+		}
+	})
+	ctx := t.Context()
+	ref := r.push(t, newImage(1), "app:1")
+	img := must(s.Pull(ctx, ref, nil))(t)
+	offline.Store(true)
+	dir := t.TempDir()
+	for seed := range uint64(2) {
+		newImage(seed+1).layout(t, fmt.Sprint(dir, "/", seed+1), map[string]string{v1.AnnotationRefName: ref})
+	}
+	must(s.Import(ctx, dir+"/1"))(t)
+	if again := must(s.ByDigest(ctx, ref, img.Digest))(t); again.ChainID != img.ChainID {
+		t.Errorf("%+v, before %+v", again, img)
+	}
+	must(s.Import(ctx, dir+"/2"))(t) // of which nobody has seen a signature
+	_, err := s.Pull(ctx, ref, nil)
+	expect(t, err, ctrmodel.FailedPrecondition, "nobody can tell")
 }
 
 func TestArchivesThatAreWrongLeaveNothing(t *testing.T) {

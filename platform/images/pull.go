@@ -374,8 +374,8 @@ func (j *job) tag(ctx context.Context, root v1.Descriptor, labels map[string]str
 	return stored, model(err, "image %s", j.name)
 }
 
-// keepReplaced gives what the name stands for, if that is something else, a name of its own: containers may be made of it. It
-// stays the name that an archive has brought.
+// keepReplaced gives what the name stands for, if that is something else, a name of its own: containers may be made of it. What is
+// known of it otherwise, like that a signature has been seen, stays known. It stays the name that an archive has brought.
 func (j *job) keepReplaced(ctx context.Context, by *containerd.Image) error {
 	s := j.store
 	old, err := s.Client.Images.Get(ctx, j.name)
@@ -385,7 +385,12 @@ func (j *job) keepReplaced(ctx context.Context, by *containerd.Image) error {
 	if archive := old.Labels[broughtBy]; archive != "" && by.Labels[broughtBy] == "" {
 		by.Labels[broughtBy] = archive
 	}
-	if old.Target == nil || old.Target.Digest == by.Target.Digest {
+	if old.Target == nil {
+		return nil
+	}
+	if old.Target.Digest == by.Target.Digest {
+		by.Labels = merge(old.Labels, by.Labels)
+		delete(by.Labels, replaced)
 		return nil
 	}
 	ref, err := parseRef(j.name)
