@@ -31,7 +31,8 @@ func (s *Store) Import(ctx context.Context, file string) (list []Image, err erro
 	if file, err = filepath.Abs(file); err != nil {
 		return nil, err
 	}
-	from := map[string]string{broughtBy: identity(file)}
+	as, _ := identity(file) // else it cannot be opened, either
+	from := map[string]string{broughtBy: as}
 	a, err := s.openArchive(file)
 	if err != nil {
 		return nil, fmt.Errorf("archive %s: %w", file, err)

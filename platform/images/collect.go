@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -84,7 +86,7 @@ func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes fun
 	}
 	slices.SortFunc(all, func(a, b *containerd.Image) int { return wantedAt(a).Compare(wantedAt(b)) })
 	for _, stored := range all {
-		if uses(used, stored) {
+		if s.uses(used, stored) {
 			if err := s.want(ctx, stored, nil); err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
 				return removed, err
 			}
@@ -105,23 +107,41 @@ func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes fun
 	return removed, nil
 }
 
-func uses(used map[string]bool, img *containerd.Image) bool {
-	return used[img.Name] || img.Target != nil && used[img.Target.Digest] || fromArchive(img)
+func (s *Store) uses(used map[string]bool, img *containerd.Image) bool {
+	return used[img.Name] || img.Target != nil && used[img.Target.Digest] || s.fromArchive(img)
 }
 
-// fromArchive tells whether the archive that has brought the name of the image is there, and still the same.
-func fromArchive(img *containerd.Image) bool {
+// fromArchive tells whether the archive that has brought the name of the image is there, and still the same. It is only gone if
+// it is missing where others are, or where it was seen: else it may not be mounted, or cannot be read for now.
+func (s *Store) fromArchive(img *containerd.Image) bool {
 	part := strings.SplitN(img.Labels[broughtBy], " ", 3)
-	return len(part) == 3 && identity(part[2]) == img.Labels[broughtBy]
+	if len(part) != 3 {
+		return false
+	}
+	file := part[2]
+	is, err := identity(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	dir := filepath.Dir(file)
+	home, _ := os.Stat(dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.homes[dir] = home
+		return is == img.Labels[broughtBy]
+	}
+	others, _ := os.ReadDir(dir)
+	return len(others) == 0 && (s.homes[dir] == nil || !os.SameFile(s.homes[dir], home))
 }
 
 // identity is what tells an archive from another one in its place. It ends with the file.
-func identity(file string) string {
+func identity(file string) (string, error) {
 	info, err := os.Stat(file)
 	if err != nil {
-		return ""
+		return "", err
 	}
-	return strings.ToValidUTF8(fmt.Sprint(info.Size(), " ", info.ModTime().UnixNano(), " ", file), "?") // containerd wants that of labels
+	return strings.ToValidUTF8(fmt.Sprint(info.Size(), " ", info.ModTime().UnixNano(), " ", file), "?"), nil // containerd wants that of labels
 }
 
 // removeIfUnused removes an image, unless it is in use or has been wanted since somebody looked, or nobody can tell.
@@ -139,7 +159,7 @@ func (s *Store) removeIfUnused(ctx context.Context, name string, goes func(*cont
 	} else if err != nil {
 		return false, model(err, "image %s", name)
 	}
-	if s.Used != nil && uses(s.Used(), stored) || !goes(stored) {
+	if s.Used != nil && s.uses(s.Used(), stored) || !goes(stored) {
 		return false, nil
 	}
 	img, _, err := s.read(ctx, stored)

@@ -122,3 +122,52 @@ func TestImagesOfAnArchiveStayAsLongAsItDoes(t *testing.T) {
 	collect(25*time.Hour, other)
 	nothing(t, s)
 }
+
+func TestAnArchiveThatIsNotMountedIsNotGone(t *testing.T) {
+	t.Parallel()
+	s, _ := start(t, func(c *Config) { c.Expiry = 24 * time.Hour })
+	ctx := t.Context()
+	const ref = "registry.example/app:1"
+	dir := t.TempDir()
+	newImage(1).layout(t, dir+"/layout", map[string]string{v1.AnnotationRefName: ref})
+	images, away := dir+"/images", dir+"/away"
+	ok(t, os.Mkdir(images, 0o755))
+	file := archiveOf(t, dir+"/layout", images+"/app.tar", func(w io.Writer) io.WriteCloser { return noClose{w} })
+	begin, days := time.Now(), 0
+	collect := func(what string, want ...string) { // two days later
+		t.Helper()
+		days += 2
+		s.now = func() time.Time { return begin.Add(time.Duration(days) * 24 * time.Hour) }
+		if removed := must(s.Collect(ctx, nil))(t); !slices.Equal(removed, want) {
+			t.Errorf("%s: removed %q, want %q", what, removed, want)
+		}
+	}
+
+	must(s.Import(ctx, file))(t)
+	ok(t, os.Rename(images, away))
+	collect("no directory")
+	ok(t, os.Mkdir(images, 0o755))
+	collect("another directory, with nothing in it")
+	ok(t, os.Remove(images))
+	ok(t, os.Rename(away, images))
+	ok(t, os.Rename(file, file+".old"))
+	ok(t, os.Symlink("app.tar", file))
+	collect("an archive that cannot be looked at")
+	ok(t, os.Rename(file+".old", file))
+	collect("there again")
+	ok(t, os.Rename(images, away))
+	ok(t, os.Mkdir(images, 0o755))
+	collect("another directory after that")
+	ok(t, os.Remove(images))
+	ok(t, os.Rename(away, images))
+	ok(t, os.Remove(file))
+	collect("removed from where it was seen", ref)
+
+	archiveOf(t, dir+"/layout", file, func(w io.Writer) io.WriteCloser { return noClose{w} })
+	must(s.Import(ctx, file))(t)
+	s = must(New(s.Config))(t) // which has never seen it
+	ok(t, os.Remove(file))
+	collect("a directory with nothing in it")
+	ok(t, os.WriteFile(images+"/other.tar", nil, 0o644))
+	collect("missing where others are", ref)
+}

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"sync"
@@ -82,7 +83,8 @@ type Store struct {
 	mu         sync.Mutex
 	registries map[string]Registry
 	insecure   []string
-	coming     map[*job]*parts // for which there is space
+	coming     map[*job]*parts        // for which there is space
+	homes      map[string]fs.FileInfo // directories that there have been archives in
 }
 
 // New returns a store. Nothing is done until it is used.
@@ -103,7 +105,7 @@ func New(c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{Config: c, platforms: platforms, now: time.Now, coming: map[*job]*parts{},
+	s := &Store{Config: c, platforms: platforms, now: time.Now, coming: map[*job]*parts{}, homes: map[string]fs.FileInfo{},
 		available: func() (int64, error) { return available(c.Root) }}
 	s.SetRegistries(c.Registries, c.Insecure)
 	return s, nil
