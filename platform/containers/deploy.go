@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -58,6 +59,7 @@ type deployer struct {
 	imports  map[string]*attempts   // those which may be later
 	warned   map[string]bool        // of directories
 	homes    map[string]fs.FileInfo // directories that there have been descriptors in
+	stores   map[string]fs.FileInfo // directories that there have been archives in
 
 	mu      sync.Mutex
 	deeds   deeds
@@ -122,7 +124,8 @@ func (s sem) leave() { <-s }
 func newDeployer() deployer {
 	return deployer{
 		files: make(sem, 1), pulls: make(sem, deploymentsAtOnce), missed: map[string]bool{},
-		imports: map[string]*attempts{}, warned: map[string]bool{}, homes: map[string]fs.FileInfo{}, tasks: map[string]*task{},
+		imports: map[string]*attempts{}, warned: map[string]bool{}, homes: map[string]fs.FileInfo{},
+		stores: map[string]fs.FileInfo{}, tasks: map[string]*task{},
 	}
 }
 
@@ -328,20 +331,24 @@ func isArchive(name string) bool {
 // importArchives imports the archives that are new, and reports whether there were any, and whether some are to be tried again.
 func (e *Engine) importArchives(ctx context.Context) (fresh, waits bool) {
 	d := &e.deployer
-	file := filepath.Join(e.StateDir, "imported.json")
 	if d.archives == nil {
 		d.archives, d.broken = map[string]string{}, map[string]string{}
-		if data, err := os.ReadFile(file); err == nil {
+		if data, err := os.ReadFile(e.archivesFile()); err == nil {
 			json.Unmarshal(data, &d.archives) // what is not known is imported again; containers stay what they are made of
 		}
 	}
 	for _, dir := range e.Deployment.Archives {
-		entries, _ := os.ReadDir(dir) // may be there the next time
+		home, _ := os.Stat(dir)
+		entries, err := os.ReadDir(dir)
+		if err == nil && (len(entries) > 0 || os.SameFile(d.stores[dir], home)) { // else it may be mounted later
+			e.forgetArchives(dir, entries)
+		}
 		for _, entry := range entries {
 			info, err := entry.Info()
 			if err != nil || !info.Mode().IsRegular() || !isArchive(entry.Name()) {
 				continue
 			}
+			d.stores[dir] = home
 			path, like := filepath.Join(dir, entry.Name()), fmt.Sprint(info.Size(), " ", info.ModTime().UnixNano())
 			if d.archives[path] == like || d.broken[path] == like {
 				continue
@@ -356,6 +363,7 @@ func (e *Engine) importArchives(ctx context.Context) (fresh, waits bool) {
 			case err == nil:
 				d.archives[path], fresh = like, true
 				delete(d.imports, path)
+				e.saveArchives() // the next one may take long
 				continue
 			case later(err):
 				if d.imports[path] == nil {
@@ -369,16 +377,32 @@ func (e *Engine) importArchives(ctx context.Context) (fresh, waits bool) {
 			e.Log.Error("cannot import images", "error", err)
 		}
 	}
-	if fresh {
-		data, err := json.Marshal(d.archives)
-		if err == nil {
-			err = durable.WriteFile(file, data, 0o600)
-		}
-		if err != nil {
-			e.Log.Error("cannot write down which images have been imported", "error", err)
-		}
-	}
 	return fresh, waits
+}
+
+// forgetArchives forgets those that are gone from a directory. One that comes back is imported again: nothing has kept its images.
+func (e *Engine) forgetArchives(dir string, entries []fs.DirEntry) {
+	known := len(e.deployer.archives)
+	maps.DeleteFunc(e.deployer.archives, func(path, _ string) bool {
+		return filepath.Dir(path) == filepath.Clean(dir) &&
+			!slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == filepath.Base(path) })
+	})
+	if len(e.deployer.archives) < known {
+		e.saveArchives()
+	}
+}
+
+func (e *Engine) archivesFile() string { return filepath.Join(e.StateDir, "imported.json") }
+
+// saveArchives writes down which archives have been imported.
+func (e *Engine) saveArchives() {
+	data, err := json.Marshal(e.deployer.archives)
+	if err == nil {
+		err = durable.WriteFile(e.archivesFile(), data, 0o600)
+	}
+	if err != nil {
+		e.Log.Error("cannot write down which images have been imported", "error", err)
+	}
 }
 
 // later tells whether the same may work another time: a full disk does not stay that way.
