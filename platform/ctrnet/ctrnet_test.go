@@ -256,15 +256,20 @@ func serve(t *testing.T, netNS, name, network, at string) {
 	})
 }
 
+const (
+	patience = 20 * time.Second       // with what comes at once, unless the machine is busy
+	silence  = 300 * time.Millisecond // after which nobody answers
+)
+
 // ask is the answer that somebody in a namespace gets, or nothing.
-func ask(netNS, network, at string) (answer string) {
+func ask(netNS, network, at string, wait time.Duration) (answer string) {
 	within(netNS, func() {
-		conn, err := (&net.Dialer{Timeout: 300 * time.Millisecond}).Dial(network, at)
+		conn, err := (&net.Dialer{Timeout: wait}).Dial(network, at)
 		if err != nil {
 			return
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		conn.SetDeadline(time.Now().Add(wait))
 		if network == "udp" {
 			conn.Write([]byte("?"))
 		}
@@ -277,14 +282,18 @@ func ask(netNS, network, at string) (answer string) {
 
 // awaitAnswer waits for IPv6: the kernel takes up to a second to notice that a new bridge and the cable outside are connected.
 func awaitAnswer(netNS, at string) {
-	for begin := time.Now(); ask(netNS, "tcp", at) == "" && time.Since(begin) < 5*time.Second; {
+	for begin := time.Now(); ask(netNS, "tcp", at, silence) == "" && time.Since(begin) < patience; {
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
 func wantAnswer(t *testing.T, netNS, network, at, want string) {
 	t.Helper()
-	if got := ask(netNS, network, at); got != want {
+	wait := patience
+	if want == "" {
+		wait = silence
+	}
+	if got := ask(netNS, network, at, wait); got != want {
 		t.Errorf("%s %s answers %q, want %q", network, at, got, want)
 	}
 }
@@ -429,9 +438,10 @@ func TestMakingANamespaceLeavesTheFirstThreadWhereItIs(t *testing.T) {
 	}
 	before := where()
 	var all sync.WaitGroup
-	over, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	over, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	for range 200 { // each keeps a thread, until all are in use
+	for over.Err() == nil { // each keeps a thread, until all are in use
+		time.Sleep(10 * time.Millisecond) // wakes the one that waits for the network
 		all.Go(func() {
 			runtime.LockOSThread()
 			if unix.Gettid() != unix.Getpid() {
@@ -897,9 +907,10 @@ func TestDatagramsThatCameTooEarlyDoNotHideTheContainer(t *testing.T) {
 	})
 	defer conn.Close()
 	conn.Write([]byte("?"))
-	conn.SetDeadline(time.Now().Add(time.Second))
+	conn.SetDeadline(time.Now().Add(silence))
 	conn.Read(make([]byte, 1)) // nobody is there
 	serve(t, attach(t, n, container("one", "8053:53/udp")), "one", "udp4", ":53")
+	conn.SetDeadline(time.Now().Add(patience))
 	conn.Write([]byte("?"))
 	b := make([]byte, 100)
 	if i, err := conn.Read(b); string(b[:i]) != "one "+worldIP {
@@ -961,7 +972,7 @@ func TestDatagramsDoNotFollowAContainerThatHasEnded(t *testing.T) {
 // say sends a datagram and returns the answer, or nothing.
 func say(conn net.Conn) string {
 	conn.Write([]byte("?"))
-	conn.SetDeadline(time.Now().Add(time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	b := make([]byte, 100)
 	i, _ := conn.Read(b)
 	return string(b[:i])
