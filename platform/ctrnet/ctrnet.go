@@ -216,6 +216,9 @@ func (n *Network) Restore(ctx context.Context, ids []string) error {
 			continue
 		}
 		n.sandboxes[id] = s
+		if err := n.harden(s); err != nil {
+			n.cfg.Log.Warn("a container that runs is not kept apart as one that starts now", "container", s.Name, "err", err)
+		}
 	}
 	ended, err := n.sweep()
 	if err != nil {
@@ -236,6 +239,19 @@ func (n *Network) Restore(ctx context.Context, ids []string) error {
 	}
 	n.refresh()
 	return nil
+}
+
+// harden does to a sandbox what an agent before may have left undone.
+func (n *Network) harden(s *sandbox) error {
+	if !s.bridged() {
+		return nil
+	}
+	netNS, err := os.Open(n.netNS(s.ID))
+	if err != nil {
+		return err
+	}
+	defer netNS.Close()
+	return limitIPv6(int(netNS.Fd()), s)
 }
 
 // sweep removes what belongs to no sandbox. It returns the sandboxes that are known of that.

@@ -107,13 +107,16 @@ func (n *Network) isOurs(device string) bool {
 	return device == n.cfg.Bridge || strings.HasPrefix(device, linkPrefix)
 }
 
-// ignoreRouters keeps the host from sending by a container what is for others, only because it says that it is a router.
-func ignoreRouters(device string) error {
-	name := "ipv6/conf/" + device + "/accept_ra"
-	if _, err := os.Stat("/proc/sys/net/" + name); errors.Is(err, fs.ErrNotExist) { // no IPv6
+// ignoreRouters keeps those who have a device from sending by a container what is for others, only because it says that it is a router.
+func ignoreRouters(device string) error { return setIPv6(device, "accept_ra", "0") }
+
+// setIPv6 sets what a device does with IPv6, if the kernel has that.
+func setIPv6(device, knob, value string) error {
+	name := "ipv6/conf/" + device + "/" + knob
+	if _, err := os.Stat("/proc/sys/net/" + name); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return setSysctl(name, "0")
+	return setSysctl(name, value)
 }
 
 // routeLoopback lets, or does not let, packets pass from the host's own loopback address to a published port. It is the rules that

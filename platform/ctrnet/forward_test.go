@@ -123,16 +123,44 @@ func advertise(netNS string) {
 	})
 }
 
-// defaultRoutes are those of the host for IPv6 by a device.
-func defaultRoutes(device string) (list []netlink.Route) {
-	all, err := netlink.RouteList(mustLink(device), netlink.FAMILY_V6)
-	check(err)
-	for _, r := range all {
-		if r.Dst == nil || r.Dst.IP.IsUnspecified() {
-			list = append(list, r)
+// defaultRoutes are those for IPv6 by a device to a router that has said so itself.
+func defaultRoutes(netNS, device string) (list []netlink.Route) {
+	within(netNS, func() {
+		all, err := netlink.RouteList(mustLink(device), netlink.FAMILY_V6)
+		check(err)
+		for _, r := range all {
+			if (r.Dst == nil || r.Dst.IP.IsUnspecified()) && r.Gw.IsLinkLocalUnicast() {
+				list = append(list, r)
+			}
+		}
+	})
+	return list
+}
+
+func forgetRouters(netNS, device string) {
+	for _, r := range defaultRoutes(netNS, device) {
+		within(netNS, func() { check(netlink.RouteDel(&r)) })
+	}
+}
+
+// awaitRouter waits until a router has got its way.
+func awaitRouter(t *testing.T, router, netNS, device string) {
+	t.Helper()
+	forgetRouters(netNS, device)
+	for begin := time.Now(); len(defaultRoutes(netNS, device)) == 0; time.Sleep(50 * time.Millisecond) {
+		if advertise(router); time.Since(begin) > patience {
+			t.Fatal("the container is not even taken for a router if it may be one")
 		}
 	}
-	return list
+}
+
+// speakIPv6 makes a container do what one with the capability for that does.
+func speakIPv6(netNS, acceptRA string) {
+	within(netNS, func() {
+		for _, knob := range []struct{ name, value string }{{"accept_dad", "0"}, {"accept_ra", acceptRA}, {"disable_ipv6", "0"}} {
+			check(setSysctl("ipv6/conf/eth0/"+knob.name, knob.value))
+		}
+	})
 }
 
 func TestContainerDoesNotBecomeTheRouterOfTheHost(t *testing.T) {
@@ -144,6 +172,7 @@ func TestContainerDoesNotBecomeTheRouterOfTheHost(t *testing.T) {
 			n := newNetwork(t, func(c *Config) { c.IPv6 = ip6 })
 			c := container("one")
 			netNS := attach(t, n, c)
+			speakIPv6(netNS, "0")
 			cable := n.linkName(c.ID)
 			for _, device := range []string{n.cfg.Bridge, cable} {
 				if !isSet(acceptRA(device), "0") {
@@ -155,21 +184,50 @@ func TestContainerDoesNotBecomeTheRouterOfTheHost(t *testing.T) {
 			}
 
 			check(setSysctl(acceptRA(n.cfg.Bridge), "2"))
-			for begin := time.Now(); len(defaultRoutes(n.cfg.Bridge)) == 0; time.Sleep(50 * time.Millisecond) {
-				if advertise(netNS); time.Since(begin) > 10*time.Second {
-					t.Fatal("the container is not even taken for a router if it may be one")
-				}
-			}
+			awaitRouter(t, netNS, "", n.cfg.Bridge)
 			n = restart(t, n, c.ID)
-			for _, r := range defaultRoutes(n.cfg.Bridge) {
-				check(netlink.RouteDel(&r))
-			}
+			speakIPv6(netNS, "0")
+			forgetRouters("", n.cfg.Bridge)
 			for range 10 {
 				advertise(netNS)
 				time.Sleep(20 * time.Millisecond)
 			}
-			if routes := defaultRoutes(n.cfg.Bridge); len(routes) > 0 {
+			if routes := defaultRoutes("", n.cfg.Bridge); len(routes) > 0 {
 				t.Errorf("the host sends by the container: %v", routes)
+			}
+		})
+	}
+}
+
+func TestContainerDoesNotBecomeTheRouterOfItsNeighbours(t *testing.T) {
+	needRoot(t)
+	for _, ip6 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("IPv6 %v", ip6), func(t *testing.T) {
+			n := newNetwork(t, func(c *Config) { c.IPv6 = ip6 })
+			one, other := container("one"), container("other")
+			router, netNS, wrong := attach(t, n, container("router")), attach(t, n, one), attach(t, n, other)
+			for _, listens := range []string{"0", "1"} { // "1": as an agent before has left it
+				if listens == "1" {
+					speakIPv6(netNS, listens)
+					n = restart(t, n, one.ID, other.ID, "id-router")
+				}
+				speakIPv6(router, "0")
+				speakIPv6(wrong, "1")
+				awaitRouter(t, router, wrong, "eth0") // the other one hears the same
+				if routes := defaultRoutes(netNS, "eth0"); len(routes) > 0 {
+					t.Errorf("accept_ra was %s: a container sends by its neighbour: %v", listens, routes)
+				}
+				within(netNS, func() {
+					if !isSet(acceptRA("eth0"), "0") {
+						t.Errorf("accept_ra was %s, is %s", listens, read(t, "/proc/sys/net/"+acceptRA("eth0")))
+					}
+					for device, want := range map[string]bool{"eth0": ip6, "lo": true} {
+						addrs, err := netlink.AddrList(mustLink(device), netlink.FAMILY_V6)
+						if err != nil || len(addrs) > 0 != want {
+							t.Errorf("%s has the addresses %v, %v", device, addrs, err)
+						}
+					}
+				})
 			}
 		})
 	}
@@ -191,6 +249,16 @@ func TestOurOwnDevicesAreNotToldToListenToRouters(t *testing.T) {
 
 func TestKernelWithoutIPv6NeedNotIgnoreRouters(t *testing.T) {
 	if err := ignoreRouters("absent0"); err != nil {
+		t.Error(err)
+	}
+	needRoot(t)
+	path := filepath.Join(t.TempDir(), "empty") // has no eth0, so no files for it
+	check(makeNetNS(path))
+	defer removeNetNS(path)
+	netNS, err := os.Open(path)
+	check(err)
+	defer netNS.Close()
+	if err := limitIPv6(int(netNS.Fd()), &sandbox{}); err != nil {
 		t.Error(err)
 	}
 }

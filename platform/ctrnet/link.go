@@ -161,10 +161,28 @@ func (n *Network) plugIn(s *sandbox) error {
 		return err
 	}
 	defer h.Close()
-	if err := n.setUpInside(h, s); err != nil {
+	if err = limitIPv6(fd, s); err == nil {
+		err = n.setUpInside(h, s)
+	}
+	if err != nil {
 		return fmt.Errorf("set up the network inside: %w", err)
 	}
 	return nil
+}
+
+// limitIPv6 keeps a container from listening to neighbours that say they are routers. Without an address for IPv6 there is none at
+// eth0, and neighbours cannot give it one; the loopback keeps its own.
+func limitIPv6(netNS int, s *sandbox) error {
+	return inThread(func() error {
+		if err := unix.Setns(netNS, unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter the namespace: %w", err)
+		}
+		err := ignoreRouters("eth0")
+		if !s.IP6.IsValid() {
+			err = errors.Join(err, setIPv6("eth0", "disable_ipv6", "1"))
+		}
+		return err
+	})
 }
 
 // setUpInside gives a namespace its addresses and routes.
