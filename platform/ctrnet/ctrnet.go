@@ -243,8 +243,8 @@ func (n *Network) Restore(ctx context.Context, ids []string) error {
 
 // harden does to a sandbox what an agent before may have left undone.
 func (n *Network) harden(s *sandbox) error {
-	if !s.bridged() {
-		return nil
+	if err := n.makeDir(s.ID); err != nil || !s.bridged() {
+		return err
 	}
 	netNS, err := os.Open(n.netNS(s.ID))
 	if err != nil {
@@ -286,8 +286,21 @@ func (n *Network) file(id, name string) string {
 	return filepath.Join(n.cfg.Dir, "containers", id, name)
 }
 
+// makeDir makes the directory of a sandbox. Who is root in the container can make a program that runs as root of a file that is
+// mounted there, so nobody else on the host may get at it.
+func (n *Network) makeDir(id string) error {
+	dir := n.file(id, "")
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return os.Chmod(dir, 0o700)
+}
+
 func (n *Network) save(s *sandbox) error {
-	if err := os.MkdirAll(n.file(s.ID, ""), 0o755); err != nil {
+	if err := n.makeDir(s.ID); err != nil {
 		return err
 	}
 	text, err := json.Marshal(s)

@@ -216,6 +216,24 @@ func TestNobodyWaitsForAContainerThatHasALeaseOfItsFiles(t *testing.T) {
 	}
 }
 
+// Who is root in a container can make a file that is mounted there a program that runs as root.
+func TestNobodyElseGetsAtTheFilesOfAContainer(t *testing.T) {
+	n := newNetwork(t, nil)
+	c := container("one")
+	attach(t, n, c)
+	dir := filepath.Dir(c.HostsPath)
+	private := func(when string) {
+		t.Helper()
+		if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", when, fi.Mode(), err)
+		}
+	}
+	private("at the start")
+	check(os.Chmod(dir, 0o755))
+	n = restart(t, n, c.ID)
+	private("of an agent before")
+}
+
 func TestNothingButAFileIsWritten(t *testing.T) {
 	dir := t.TempDir()
 	for name, make := range map[string]func(path string) error{
