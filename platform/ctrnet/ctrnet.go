@@ -74,6 +74,7 @@ type sandbox struct {
 
 	held       map[published]int // sockets that keep the ports from others
 	unresolved map[string]string // extra hosts that lead nowhere, and why
+	outdated   string            // why its files are, as it was said
 }
 
 // New checks a configuration. It changes nothing.

@@ -22,9 +22,14 @@ import (
 func (n *Network) refresh() {
 	list, owner := n.names()
 	for _, s := range n.sorted() {
+		outdated := ""
 		if err := n.writeFiles(s, list, owner); err != nil {
-			n.cfg.Log.Warn("names that a container knows may be out of date", "container", s.Name, "err", err)
+			outdated = err.Error()
 		}
+		if outdated != "" && outdated != s.outdated { // say it once: a container can go on with a lease of its files
+			n.cfg.Log.Warn("names that a container knows may be out of date", "container", s.Name, "err", outdated)
+		}
+		s.outdated = outdated
 	}
 }
 

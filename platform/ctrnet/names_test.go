@@ -216,6 +216,29 @@ func TestNobodyWaitsForAContainerThatHasALeaseOfItsFiles(t *testing.T) {
 	}
 }
 
+func TestLeaseThatStaysIsSaidOnce(t *testing.T) {
+	var log bytes.Buffer
+	n := newNetwork(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	c := container("one")
+	attach(t, n, c)
+	for _, want := range []int{1, 2} { // once for each lease
+		f, err := os.OpenFile(c.HostsPath, os.O_RDWR, 0)
+		check(err)
+		defer f.Close()
+		if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+			t.Skip(err)
+		}
+		for range 3 {
+			check(n.repair())
+		}
+		if got := strings.Count(log.String(), "may be out of date"); got != want {
+			t.Errorf("said %d times, want %d: %s", got, want, log.String())
+		}
+		f.Close()
+		check(n.repair())
+	}
+}
+
 // Who is root in a container can make a file that is mounted there a program that runs as root.
 func TestNobodyElseGetsAtTheFilesOfAContainer(t *testing.T) {
 	n := newNetwork(t, nil)
