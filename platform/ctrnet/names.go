@@ -83,7 +83,8 @@ func openFile(path string, flag int) (*os.File, error) {
 }
 
 // names are the sandboxes behind the bridge by what they are called: a name that several have means none of them. The list is of
-// those that others are told: a container alone must not decide what www.example.com or localhost is for all.
+// those that others are told: one that is only called www.example.com or localhost must not be taken for that by all. Who gives
+// it the domain example.com means it, and could give others a hosts file as well.
 func (n *Network) names() (list []string, owner map[string]*sandbox) {
 	owner = map[string]*sandbox{}
 	for _, s := range n.sorted() {

@@ -80,16 +80,18 @@ func TestContainersKnowEachOtherByName(t *testing.T) {
 	}
 }
 
-func TestNoContainerTakesANameOfTheWorld(t *testing.T) {
+func TestNoContainerTakesANameOfTheWorldByAccident(t *testing.T) {
 	n := newNetwork(t, nil)
 	one, two, three := container("www.example.com"), container("two"), container("three", "peer:container_api.example.com")
 	two.HostName, two.DomainName = "api.example.com", "vehicle"
 	local := container("localhost")
-	for _, c := range []*ctrmodel.Container{one, two, local, three} {
+	meant := container("meant")
+	meant.HostName, meant.DomainName = "shop", "example.com" // who says both means it
+	for _, c := range []*ctrmodel.Container{one, two, local, meant, three} {
 		attach(t, n, c)
 	}
 	for name, want := range map[string]string{
-		"www.example.com": "", "api.example.com": "", "localhost": "127.0.0.1 ::1",
+		"www.example.com": "", "api.example.com": "", "shop.example.com": ipOf(meant), "localhost": "127.0.0.1 ::1",
 		"www.example.com-host.www.example.com-domain": ipOf(one), "api.example.com.vehicle": ipOf(two), "two": ipOf(two), "peer": ipOf(two),
 	} {
 		wantHost(t, three, name, want)
