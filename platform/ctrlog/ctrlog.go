@@ -159,6 +159,9 @@ func (c *Console) open() (s *session, err error) {
 		if err := c.log.open(); err != nil {
 			return s, err
 		}
+		if err := c.log.prune(); err != nil {
+			c.cfg.Log.Warn("old files of a container's log are left", "file", c.log.path, "error", err)
+		}
 	}
 	if c.cfg.Stdin {
 		if err := makeFIFO(c.paths.Stdin); err != nil {

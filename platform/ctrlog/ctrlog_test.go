@@ -12,6 +12,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -249,6 +250,44 @@ func TestLogHasNoMoreFilesThanCanBeLookedFor(t *testing.T) {
 			t.Errorf("max_files %d: log %q", files, log.String())
 		}
 	}
+}
+
+func TestFilesThatNobodyWouldReadAreRemoved(t *testing.T) {
+	c := newConsole(t, func(cfg *Config) { cfg.MaxFiles = 3; cfg.File = filepath.Join(t.TempDir(), "a[b]*/json.log") })
+	others := []string{"json.log.", "json.log.03", "json.log.-3", "json.log.+3", "json.log.3.gz", "json.log.x", "json.log3", "3"}
+	put := func(names ...string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(c.cfg.File), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if err := os.WriteFile(filepath.Join(filepath.Dir(c.cfg.File), name), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	left := func(want ...string) {
+		t.Helper()
+		entries, err := os.ReadDir(filepath.Dir(c.cfg.File))
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		slices.Sort(want)
+		if err != nil || !slices.Equal(names, want) {
+			t.Errorf("left: %q, %v, want %q", names, err, want)
+		}
+	}
+	old := []string{"json.log.3", "json.log.4", "json.log.999", "json.log.1000", "json.log.4000"} // of a log of more files
+	put(append(append(old, others...), "json.log", "json.log.1", "json.log.2")...)
+	newProcess(t, c).end()
+	left(append(others, "json.log", "json.log.1", "json.log.2")...)
+	closed(t, c)
+	put(old...)
+	if err := c.Remove(); err != nil {
+		t.Error(err)
+	}
+	left(others...)
 }
 
 func TestTail(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -108,15 +110,40 @@ func (l *logFile) remove() error {
 	defer l.mu.Unlock()
 	l.removed = true
 	l.tell()
-	var errs []error
 	os.Remove(l.path + ".new") // of a turn that was cut off
-	for age := range l.maxFiles {
-		if err := os.Remove(l.name(age)); !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+	err := l.removeFrom(1)
+	if gone := os.Remove(l.path); !errors.Is(gone, fs.ErrNotExist) {
+		err = errors.Join(err, gone)
 	}
 	os.Remove(filepath.Dir(l.path)) // unless others have something there
-	return errors.Join(errs...)
+	return err
+}
+
+// prune removes files that an agent before, or a log of more files, has left: nobody would read or rotate them.
+func (l *logFile) prune() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.removeFrom(l.maxFiles)
+}
+
+// removeFrom removes the files of an age, which is not 0, and older ones.
+func (l *logFile) removeFrom(age int) error {
+	dir, base := filepath.Dir(l.path), filepath.Base(l.path)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		suffix, ok := strings.CutPrefix(e.Name(), base+".")
+		n, _ := strconv.Atoi(suffix)
+		if !ok || n < age || suffix != strconv.Itoa(n) {
+			continue
+		}
+		if gone := os.Remove(filepath.Join(dir, e.Name())); !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}
+	return err
 }
 
 // tell wakes those who wait for more.
