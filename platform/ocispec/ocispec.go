@@ -237,15 +237,26 @@ func isRunc(runtime string) bool {
 }
 
 // hasPlaces reports whether what a mount shows has a place for each mount in it. Else crun makes one, unless the option rro keeps it
-// from that, and the container from starting.
+// from that, and the container from starting. A mount that is in another one in there has its place in that.
 func hasPlaces(m ctrmodel.Mount, all []ctrmodel.Mount) bool {
 	for _, in := range all {
-		place, err := filepath.Rel(filepath.Join("/", m.Destination), filepath.Join("/", in.Destination))
-		if err == nil && place != "." && filepath.IsLocal(place) && !exists(filepath.Join(m.Source, place)) {
+		place, ok := within(m, in)
+		covered := slices.ContainsFunc(all, func(between ctrmodel.Mount) bool {
+			_, inside := within(m, between)
+			_, around := within(between, in)
+			return inside && around
+		})
+		if ok && !covered && !exists(filepath.Join(m.Source, place)) {
 			return false
 		}
 	}
 	return true
+}
+
+// within is where in a mount the place of another one is.
+func within(m, in ctrmodel.Mount) (place string, ok bool) {
+	place, err := filepath.Rel(filepath.Join("/", m.Destination), filepath.Join("/", in.Destination))
+	return place, err == nil && place != "." && filepath.IsLocal(place)
 }
 
 func depth(path string) int { return strings.Count(filepath.Join("/", path), "/") }

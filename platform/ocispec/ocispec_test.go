@@ -195,6 +195,49 @@ func TestReadOnlyMountIsSoWithAllThatIsMountedInIt(t *testing.T) {
 	}
 }
 
+// The place of a mount is in the one that is mounted there last.
+func TestMountInAnotherOneHasItsPlaceThere(t *testing.T) {
+	for _, test := range []struct {
+		what         string
+		dir, between string // what is there before
+		want         bool
+	}{
+		{"in the one between only", "m", "deep", true},
+		{"in the lower one only", "m/deep", "", false},
+		{"nowhere for the one between", "", "deep", false},
+	} {
+		dir, between, in := t.TempDir(), t.TempDir(), t.TempDir()
+		for _, path := range []string{filepath.Join(dir, test.dir), filepath.Join(between, test.between)} {
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, readOnly := range []bool{false, true} { // the one between
+			s, err := build(t, v1.ImageConfig{}, full, func(c *ctrmodel.Container) {
+				c.Mounts = []ctrmodel.Mount{
+					{Source: dir, Destination: "/mnt", ReadOnly: true}, {Source: between, Destination: "/mnt/m", ReadOnly: readOnly}, {Source: in, Destination: "/mnt/m/deep"},
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range s.Mounts {
+				got := slices.Contains(m.Options, "rro")
+				switch m.Source {
+				case dir:
+					if want := test.dir != ""; got != want {
+						t.Errorf("%s: the lowest one: %q", test.what, m.Options)
+					}
+				case between:
+					if want := readOnly && test.between != ""; got != want {
+						t.Errorf("%s: the one between: %q", test.what, m.Options)
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestSystemCallsDependOnCapabilities(t *testing.T) {
 	for _, test := range []struct {
 		caps            []string

@@ -303,6 +303,39 @@ echo own $(touch /mnt/own/x 2>&1)
 	}
 }
 
+// That makes no difference if there is no place in the one between either.
+func TestNothingBelowIsWrittenIfAMountInAnotherOneHasItsPlaceThere(t *testing.T) {
+	for _, runtime := range []string{"runc", "crun"} {
+		for _, deep := range []string{".", "deep"} {
+			t.Run(runtime+" "+deep, func(t *testing.T) {
+				b := newBox(t, runtime, "sh", "-c", `
+echo sub $(touch /mnt/sub/x 2>&1)
+echo between $(touch /mnt/m/x 2>&1)
+echo deep $(touch /mnt/m/deep/x 2>&1)
+`)
+				if !b.host.Recursive {
+					t.Skip("a kernel before 5.12")
+				}
+				dir, between := t.TempDir(), t.TempDir()
+				for _, path := range []string{filepath.Join(dir, "m"), filepath.Join(dir, "sub"), filepath.Join(between, deep)} {
+					if err := os.MkdirAll(path, 0o755); err != nil {
+						t.Fatal(err)
+					}
+				}
+				sub := filepath.Join(dir, "sub")
+				if err := unix.Mount("none", sub, "tmpfs", 0, ""); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { unix.Unmount(sub, unix.MNT_DETACH) })
+				b.c.Mounts = []ctrmodel.Mount{
+					{Source: dir, Destination: "/mnt", ReadOnly: true}, {Source: between, Destination: "/mnt/m"}, {Source: t.TempDir(), Destination: "/mnt/m/deep"},
+				}
+				want(t, b.run(), map[string]string{"sub": "touch: /mnt/sub/x: Read-only file system", "between": "", "deep": ""})
+			})
+		}
+	}
+}
+
 // crun makes the place for a mount in a read-only one if there is none.
 func TestContainerStartsThatHasAMountInAReadOnlyOne(t *testing.T) {
 	b := newBox(t, "crun", "sh", "-c", "echo new $(touch /mnt/new/x 2>&1); echo top $(touch /mnt/x 2>&1)")
