@@ -539,7 +539,7 @@ func TestDirectoryOfDescriptorsIsAway(t *testing.T) {
 		} {
 			dir := filepath.Join(t.TempDir(), "manifests")
 			write(t, dir, "below/seat.json", seat1)
-			r, _ := deployRig(t, map[string]string{"other.json": `{"container_name": "other", "image": {"name": "x"}}`},
+			r, _ := lookRig(t, map[string]string{"other.json": `{"container_name": "other", "image": {"name": "x"}}`},
 				func(c *Config) { c.Deployment.Prune = prune })
 			r.stop()
 			dirs := append(r.cfg.Deployment.Dirs, dir)
@@ -551,7 +551,8 @@ func TestDirectoryOfDescriptorsIsAway(t *testing.T) {
 			away(r, dir)
 			same := func(when string) {
 				t.Helper()
-				time.Sleep(50 * time.Millisecond)
+				r.look()
+				r.look()
 				if c, err := r.ByName(t.Context(), "seat"); err != nil || c.ID != fresh.ID {
 					t.Errorf("%s, prune %v, %s: %v, %+v", how, prune, when, err, c)
 				}
