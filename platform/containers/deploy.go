@@ -424,7 +424,11 @@ type descriptors struct {
 // covers reports whether a file has been looked for, so that it is gone if it has not been found. One in a directory that is
 // not configured any more, or cannot be read, is not.
 func (f *descriptors) covers(file string) bool {
-	return file != "" && !f.lost && slices.ContainsFunc(f.dirs, func(dir string) bool {
+	return file != "" && !f.lost && below(f.dirs, file)
+}
+
+func below(dirs []string, file string) bool {
+	return slices.ContainsFunc(dirs, func(dir string) bool {
 		rel, err := filepath.Rel(dir, file)
 		return err == nil && filepath.IsLocal(rel)
 	})
@@ -435,7 +439,7 @@ func (e *Engine) findDescriptors(again bool) {
 	d := &e.deployer
 	var found descriptors
 	var seen strings.Builder
-	var paths, dirs []string
+	var paths []string
 	for _, dir := range e.Deployment.Dirs {
 		root, err := filepath.EvalSymlinks(dir)
 		if err != nil { // may be there the next time
@@ -474,18 +478,19 @@ func (e *Engine) findDescriptors(again bool) {
 		case d.homes[dir] == nil || !os.SameFile(d.homes[dir], home):
 			continue // what has been in it may not be mounted
 		}
-		dirs = append(dirs, dir)
+		found.dirs = append(found.dirs, dir)
 	}
 	e.findMissing(&found, &seen, again)
 	if found.seen = seen.String(); again || found.seen != d.found.seen {
 		e.readDescriptors(&found)
 		d.found = found
 	}
-	d.found.dirs = dirs
+	d.found.dirs = found.dirs
 }
 
 // findMissing forgets the files that are gone. One is not if it has been there at the last look: an editor may be about to put
-// another one in its place. Who says that all is to be deployed again has finished.
+// another one in its place. Nor is one in a directory that could not be looked through. Who says that all is to be deployed
+// again has finished, and means what is there.
 func (e *Engine) findMissing(found *descriptors, seen *strings.Builder, again bool) {
 	d := &e.deployer
 	if d.names == nil {
@@ -494,6 +499,8 @@ func (e *Engine) findMissing(found *descriptors, seen *strings.Builder, again bo
 	for file := range d.names {
 		switch {
 		case slices.Contains(found.files, file):
+			delete(d.missed, file)
+		case !again && !below(found.dirs, file) && below(e.Deployment.Dirs, file):
 			delete(d.missed, file)
 		case again || d.missed[file]:
 			delete(d.names, file)
@@ -520,13 +527,15 @@ func (e *Engine) described() map[string]string {
 	return names
 }
 
-// readDescriptors reads the files. The first with a name has it; it stays with one that is missed, or cannot be read because
-// somebody is just writing it.
+// readDescriptors reads the files. The first with a name has it; it stays with one that is missed or in a directory that is
+// away, or cannot be read because somebody is just writing it.
 func (e *Engine) readDescriptors(found *descriptors) {
 	d := &e.deployer
 	owners := map[string]string{}
-	for file := range d.missed {
-		owners[d.names[file]] = file
+	for file, name := range d.names {
+		if !slices.Contains(found.files, file) {
+			owners[name] = file
+		}
 	}
 	for _, file := range found.files {
 		desc, odd, err := readDescriptor(file)
@@ -537,7 +546,7 @@ func (e *Engine) readDescriptors(found *descriptors) {
 			}
 		} else if other := owners[desc.container.Name]; d.missed[other] {
 			continue
-		} else if other != "" {
+		} else if other != "" && (slices.Contains(found.files, other) || !e.passes(other, desc)) {
 			err = fmt.Errorf("container %s is described by %s already", desc.container.Name, other)
 		}
 		if err != nil {
@@ -555,6 +564,15 @@ func (e *Engine) readDescriptors(found *descriptors) {
 	for name, file := range owners {
 		d.names[file] = name
 	}
+}
+
+// passes reports whether a descriptor has the name that one in a directory that is away has had: it comes before that one, or
+// is the same, which may have been moved.
+func (e *Engine) passes(away string, d descriptor) bool {
+	place := func(file string) int {
+		return slices.IndexFunc(e.Deployment.Dirs, func(dir string) bool { return below([]string{dir}, file) })
+	}
+	return place(d.file) < place(away) || d.sum == e.applied(d.container.Name).Sum
 }
 
 func readDescriptor(file string) (d descriptor, odd, err error) {

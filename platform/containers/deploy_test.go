@@ -571,6 +571,110 @@ func TestDirectoryOfDescriptorsIsAway(t *testing.T) {
 	}
 }
 
+// Nor does a twin take the place of what it has described, unless there is no doubt that this is meant.
+func TestDirectoryOfADescriptorWithATwinIsAway(t *testing.T) {
+	t.Parallel()
+	const other = `{"container_name": "other", "image": {"name": "x"}}`
+	type setup struct {
+		*rig
+		first, second string
+	}
+	away := func(s setup) { s.must(os.Rename(s.first, s.first+".away")) }
+	back := func(s setup) {
+		os.Remove(s.first)
+		s.must(os.Rename(s.first+".away", s.first))
+	}
+	for how, test := range map[string]struct {
+		do   func(s setup)
+		twin bool // the other file counts in the end
+	}{
+		"not there": {func(s setup) { away(s) }, false},
+		"not there at the start": {func(s setup) {
+			away(s)
+			s.restartLook(s.second)
+		}, false},
+		"not mounted at the start": {func(s setup) {
+			away(s)
+			s.must(os.Mkdir(s.first, 0o755))
+			s.restartLook(s.second)
+		}, false},
+		"back": {func(s setup) {
+			away(s)
+			s.look()
+			s.look()
+			back(s)
+		}, false},
+		"not there between two looks that miss it": {func(s setup) {
+			write(s.t, s.first, "other.json", other)
+			s.must(os.Rename(filepath.Join(s.first, "seat.json"), filepath.Join(s.first, "seat.json~")))
+			s.look()
+			away(s)
+			s.look()
+			back(s)
+			s.look()
+			s.must(os.Rename(filepath.Join(s.first, "seat.json~"), filepath.Join(s.first, "seat.json")))
+		}, false},
+		"not configured": {func(s setup) {
+			s.cfg.Deployment.Dirs = []string{s.second}
+			s.restartLook(s.second)
+		}, true},
+		"after the other": {func(s setup) {
+			away(s)
+			s.cfg.Deployment.Dirs = []string{s.second, s.first}
+			s.restartLook(s.second)
+		}, true},
+		"not there when all is deployed again": {func(s setup) {
+			away(s)
+			s.must(s.Deploy(s.t.Context()))
+		}, true},
+	} {
+		r, second := lookRig(t, nil)
+		s := setup{r, filepath.Join(t.TempDir(), "first"), second}
+		write(t, s.first, "seat.json", seat1)
+		r.stop()
+		r.cfg.Deployment.Dirs = []string{s.first, s.second}
+		r.start()
+		id := r.awaitDeployed("seat").ID
+		write(t, s.second, "seat.json", `{"container_name": "seat", "image": {"name": "example.org/seat:2"}}`)
+		r.look()
+		test.do(s)
+		for range 3 {
+			r.look()
+		}
+		if test.twin {
+			r.awaitName("seat", "replaced when its file is "+how, func(c *ctrmodel.Container) bool { return c.Image.Name == "example.org/seat:2" })
+		} else if c, err := r.ByName(t.Context(), "seat"); err != nil || c.ID != id {
+			t.Errorf("%s: %v, %+v", how, err, c)
+		}
+		r.stop()
+	}
+}
+
+// A directory that is empty at the start may not be mounted; what is in another one as it has been here has been moved.
+func TestDescriptorIsMovedWhileTheAgentIsAway(t *testing.T) {
+	t.Parallel()
+	r, second := lookRig(t, nil)
+	first := t.TempDir()
+	write(t, first, "seat.json", seat1)
+	r.stop()
+	r.cfg.Deployment.Dirs = []string{first, second}
+	r.start()
+	fresh, err := r.Replace(t.Context(), r.awaitDeployed("seat").ID, &ctrmodel.Container{Name: "seat", Image: ctrmodel.Image{Name: "example.org/seat:2"}})
+	r.must(err)
+	file := filepath.Join(second, "seat.json")
+	r.must(os.Rename(filepath.Join(first, "seat.json"), file))
+	r.restartLook(second)
+	r.look()
+	r.look()
+	r.eventually("found where it is now", func() bool { return r.applied("seat").File == file })
+	r.steady(fresh.ID, ctrmodel.Running)
+	write(t, second, "seat.json", `{"container_name": "seat", "image": {"name": "example.org/seat:3"}}`)
+	r.look()
+	if c, err := r.ByName(t.Context(), "seat"); err != nil || c.Image.Name != "example.org/seat:3" {
+		t.Errorf("after it has changed there: %v, %+v", err, c)
+	}
+}
+
 // awaitDeployed waits for all that is done about a descriptor.
 func (r *rig) awaitDeployed(name string) *ctrmodel.Container {
 	r.t.Helper()
@@ -644,6 +748,35 @@ func TestDescriptorIsEdited(t *testing.T) {
 		if _, err := r.ByName(t.Context(), "seat"); prune == (err == nil) || r.applied("seat") != (progress{}) {
 			t.Errorf("prune %v, gone: %v, %+v", prune, err, r.applied("seat"))
 		}
+	}
+}
+
+// Nothing is known to be gone from a directory as long as one below cannot be read.
+func TestPartOfADirectoryOfDescriptorsCannotBeRead(t *testing.T) {
+	t.Parallel()
+	r, dir := lookRig(t, map[string]string{"seat.json": seat1, "other.json": `{"container_name": "other", "image": {"name": "x"}}`},
+		func(c *Config) { c.Deployment.Prune = true })
+	r.awaitDeployed("other")
+	id := r.awaitDeployed("seat").ID
+	below, err := os.OpenRoot(dir)
+	r.must(err)
+	for range 20 { // until the path is too long, even for root
+		name := strings.Repeat("x", 250)
+		r.must(below.Mkdir(name, 0o755))
+		next, err := below.OpenRoot(name)
+		r.must(errors.Join(err, below.Close()))
+		below = next
+	}
+	r.must(errors.Join(below.Close(), os.Remove(filepath.Join(dir, "seat.json"))))
+	for range 3 {
+		r.look()
+	}
+	r.steady(id, ctrmodel.Running)
+	r.must(os.RemoveAll(filepath.Join(dir, strings.Repeat("x", 250))))
+	r.look()
+	r.look()
+	if _, err := r.Get(t.Context(), id); err == nil {
+		t.Error("not removed")
 	}
 }
 
