@@ -35,6 +35,7 @@ type Deployment struct {
 const (
 	maxDescriptor     = 1 << 20
 	deploymentsAtOnce = 8
+	puzzledLooks      = 10 // until a file that cannot be used is not taken any more for one that has been renamed
 )
 
 // descriptor is a file that describes a container.
@@ -60,6 +61,8 @@ type deployer struct {
 	warned   map[string]bool        // of directories
 	homes    map[string]fs.FileInfo // directories that there have been descriptors in
 	stores   map[string]fs.FileInfo // directories that there have been archives in
+	puzzles  map[string]int         // looks at the files that cannot be used, and never could
+	held     bool                   // there are descriptors that one of those may be
 
 	mu      sync.Mutex
 	deeds   deeds
@@ -203,8 +206,9 @@ func (e *Engine) deployNew(ctx context.Context, all *sync.WaitGroup) (over bool)
 	}
 	fresh, waits := e.importArchives(ctx)
 	e.findDescriptors(false)
-	over = !waits && len(d.missed) == 0
-	for _, j := range e.jobs(false) {
+	jobs := e.jobs(false)
+	over = !waits && len(d.missed) == 0 && !d.held
+	for _, j := range jobs {
 		over = false
 		t := d.task(j.name)
 		if !t.turn.try() {
@@ -291,12 +295,32 @@ func (e *Engine) jobs(again bool) (jobs []job) {
 			jobs = append(jobs, job{name, desc.sum, func(ctx context.Context) error { return e.apply(ctx, desc, again) }})
 		}
 	}
+	puzzle, held := d.puzzle(), false
 	for name, p := range d.deeds.Applied {
-		if !there[name] && d.found.covers(p.File) {
+		switch {
+		case there[name] || p.File == "" || !below(d.found.dirs, p.File):
+		case puzzle != "":
+			if held = true; !d.held {
+				e.Log.Warn("not taking the descriptor of a container to be gone for now, it may have become a file that cannot be used",
+					"container", name, "descriptor", p.File, "file", puzzle)
+				d.held = true
+			}
+		default:
 			jobs = append(jobs, job{name, "", func(ctx context.Context) error { return e.withdraw(ctx, name) }})
 		}
 	}
+	d.held = held
 	return jobs
+}
+
+// puzzle is a file that may be a descriptor which has been renamed, and is just being written.
+func (d *deployer) puzzle() string {
+	for file, looks := range d.puzzles {
+		if looks <= puzzledLooks {
+			return file
+		}
+	}
+	return ""
 }
 
 func (d *deployer) task(name string) *task {
@@ -413,18 +437,12 @@ func later(err error) bool {
 
 // descriptors are the files that there are.
 type descriptors struct {
-	files []string
-	seen  string // is another one if a file changes
-	list  []descriptor
-	errs  []error  // about the files that are not in the list
-	lost  bool     // some could not be read
-	dirs  []string // those that have been looked through
-}
-
-// covers reports whether a file has been looked for, so that it is gone if it has not been found. One in a directory that is
-// not configured any more, or cannot be read, is not.
-func (f *descriptors) covers(file string) bool {
-	return file != "" && !f.lost && below(f.dirs, file)
+	files   []string
+	seen    string // is another one if a file changes
+	list    []descriptor
+	errs    []error  // about the files that are not in the list
+	puzzles []string // the files that cannot be used, and never could
+	dirs    []string // those that have been looked through: what has not been found below is gone
 }
 
 func below(dirs []string, file string) bool {
@@ -486,6 +504,11 @@ func (e *Engine) findDescriptors(again bool) {
 		d.found = found
 	}
 	d.found.dirs = found.dirs
+	puzzles := map[string]int{}
+	for _, file := range d.found.puzzles {
+		puzzles[file] = d.puzzles[file] + 1
+	}
+	d.puzzles = puzzles
 }
 
 // findMissing forgets the files that are gone. One is not if it has been there at the last look: an editor may be about to put
@@ -540,8 +563,9 @@ func (e *Engine) readDescriptors(found *descriptors) {
 	for _, file := range found.files {
 		desc, odd, err := readDescriptor(file)
 		if err != nil {
-			found.lost = true
-			if name := d.names[file]; name != "" && owners[name] == "" {
+			if name := d.names[file]; name == "" {
+				found.puzzles = append(found.puzzles, file)
+			} else if owners[name] == "" {
 				owners[name] = file
 			}
 		} else if other := owners[desc.container.Name]; d.missed[other] {

@@ -780,6 +780,76 @@ func TestPartOfADirectoryOfDescriptorsCannotBeRead(t *testing.T) {
 	}
 }
 
+// A file that cannot be used may be one that has been renamed, and is just being written. Nobody waits for that for ever.
+func TestDescriptorIsRenamedAndEdited(t *testing.T) {
+	t.Parallel()
+	for _, prune := range []bool{false, true} {
+		var said output.Buffer
+		r, dir := lookRig(t, map[string]string{"seat.json": seat1}, func(c *Config) {
+			c.Deployment.Prune = prune
+			c.Log = slog.New(slog.NewTextHandler(&said, nil))
+		})
+		fresh, err := r.Replace(t.Context(), r.awaitDeployed("seat").ID, &ctrmodel.Container{Name: "seat", Image: ctrmodel.Image{Name: "example.org/seat:2"}})
+		r.must(err)
+		same := func(looks int) {
+			t.Helper()
+			for n := range looks {
+				r.look()
+				if c, err := r.ByName(t.Context(), "seat"); err != nil || c.ID != fresh.ID || r.applied("seat") == (progress{}) {
+					t.Fatalf("prune %v, look %d: %v, %+v", prune, n+1, err, c)
+				}
+			}
+		}
+		r.must(os.Rename(filepath.Join(dir, "seat.json"), filepath.Join(dir, "chair.json")))
+		write(t, dir, "chair.json", seat1[:9])
+		same(puzzledLooks)
+		write(t, dir, "chair.json", seat1)
+		same(3)
+		r.must(os.Rename(filepath.Join(dir, "chair.json"), filepath.Join(dir, "stool.json")))
+		write(t, dir, "stool.json", seat1[:9])
+		same(puzzledLooks)
+		r.look()
+		if _, err := r.ByName(t.Context(), "seat"); prune == (err == nil) || r.applied("seat") != (progress{}) {
+			t.Errorf("prune %v, gone: %v, %+v", prune, err, r.applied("seat"))
+		}
+		if n := strings.Count(said.String(), "not taking the descriptor"); n != 2 {
+			t.Errorf("said %d times that a file may be another one, want 2:\n%s", n, said.String())
+		}
+	}
+}
+
+// One that stays that way, or is known to have described another container, holds up nobody.
+func TestDescriptorIsGoneAndAnotherOneIsBroken(t *testing.T) {
+	t.Parallel()
+	const other = `{"container_name": "other", "image": {"name": "x"}}`
+	for how, breaks := range map[string]func(r *rig, dir string){
+		"for good": func(r *rig, dir string) {
+			write(r.t, dir, "broken.json", "{")
+			for range puzzledLooks {
+				r.look()
+			}
+		},
+		"as it is edited": func(r *rig, dir string) { write(r.t, dir, "other.json", other[:9]) },
+	} {
+		r, dir := lookRig(t, map[string]string{"seat.json": seat1, "other.json": other})
+		r.awaitDeployed("other")
+		r.must(r.Remove(t.Context(), r.awaitDeployed("seat").ID, true, force))
+		breaks(r, dir)
+		r.must(os.Remove(filepath.Join(dir, "seat.json")))
+		r.look()
+		r.look()
+		write(t, dir, "seat.json", seat1)
+		r.look()
+		if c, err := r.ByName(t.Context(), "seat"); err != nil || !c.State.Running {
+			t.Errorf("another file is broken %s, put back: %v, %+v", how, err, c)
+		}
+		if _, err := r.ByName(t.Context(), "other"); err != nil {
+			t.Error(err)
+		}
+		r.stop()
+	}
+}
+
 // The name belongs to the first file, even if nobody can read that just now.
 func TestDescriptorWithATwinIsEdited(t *testing.T) {
 	t.Parallel()
@@ -829,6 +899,7 @@ func TestDescriptorIsGoneAtTheStart(t *testing.T) {
 	r.stop()
 	r.cfg.Deployment.Period = 0
 	r.must(os.Remove(filepath.Join(dir, "seat.json")))
+	write(t, dir, "broken.json", "{")
 	r.start()
 	r.eventually("removed", func() bool { _, err := r.Get(t.Context(), id); return err != nil })
 	r.steady(other, ctrmodel.Running)
