@@ -475,16 +475,25 @@ func (e *Engine) findDescriptors(again bool) {
 				whole = false
 				return nil
 			}
-			info, err := os.Stat(path)
-			if err != nil || !info.Mode().IsRegular() || filepath.Ext(path) != ".json" {
+			if filepath.Ext(path) != ".json" {
 				return nil
 			}
-			empty = false
+			var like string
+			if info, err := os.Stat(path); err != nil {
+				if _, lerr := os.Lstat(path); errors.Is(lerr, fs.ErrNotExist) {
+					return nil
+				}
+				like = err.Error() // it is there, if only as a link to what may be mounted later
+			} else if info.Mode().IsRegular() {
+				like, empty = fmt.Sprint(info.Size(), " ", info.ModTime().UnixNano()), false
+			} else {
+				return nil
+			}
 			if !slices.Contains(paths, path) {
 				paths = append(paths, path)
 				file := filepath.Join(dir, strings.TrimPrefix(path, root)) // wherever the directory is just now
 				found.files = append(found.files, file)
-				fmt.Fprintln(&seen, file, info.Size(), info.ModTime().UnixNano())
+				fmt.Fprintln(&seen, file, like)
 			}
 			return nil
 		})

@@ -751,6 +751,41 @@ func TestDescriptorIsEdited(t *testing.T) {
 	}
 }
 
+// What is there cannot be gone, even if nobody knows what it is.
+func TestDescriptorIsALinkToWhatIsAway(t *testing.T) {
+	t.Parallel()
+	for _, prune := range []bool{false, true} {
+		r, dir := lookRig(t, nil, func(c *Config) { c.Deployment.Prune = prune })
+		target, link := filepath.Join(t.TempDir(), "target"), filepath.Join(dir, "seat.json")
+		write(t, target, "seat.json", seat1)
+		r.must(os.Symlink(filepath.Join(target, "seat.json"), link))
+		r.look()
+		fresh, err := r.Replace(t.Context(), r.awaitDeployed("seat").ID, &ctrmodel.Container{Name: "seat", Image: ctrmodel.Image{Name: "example.org/seat:2"}})
+		r.must(err)
+		for i, step := range []func(){
+			func() { r.must(os.Rename(target, target+".away")) },
+			func() { r.restartLook(dir) },
+			func() { r.must(os.Rename(target+".away", target)) },
+		} {
+			step()
+			for range puzzledLooks + 2 {
+				r.look()
+				if c, err := r.ByName(t.Context(), "seat"); err != nil || c.ID != fresh.ID || r.applied("seat") == (progress{}) {
+					t.Fatalf("step %d, prune %v: %v, %+v", i, prune, err, c)
+				}
+			}
+		}
+		r.must(os.Rename(target, target+".away"))
+		r.look()
+		r.must(os.Remove(link))
+		r.look()
+		r.look()
+		if _, err := r.ByName(t.Context(), "seat"); prune == (err == nil) || r.applied("seat") != (progress{}) {
+			t.Errorf("prune %v, gone: %v, %+v", prune, err, r.applied("seat"))
+		}
+	}
+}
+
 // Nothing is known to be gone from a directory as long as one below cannot be read.
 func TestPartOfADirectoryOfDescriptorsCannotBeRead(t *testing.T) {
 	t.Parallel()
