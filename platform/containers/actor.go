@@ -269,6 +269,14 @@ func (a *actor) settle(ctx context.Context, o ctrmodel.StopOptions) error {
 	}
 	if goal != Running {
 		a.e.leave(a)
+		return nil
+	}
+	if err := a.limit(ctx); err != nil {
+		if passing(err) {
+			return err
+		}
+		// It will not do so the next time either; who updates the container again is told, and another process gets them.
+		a.e.Log.Error("container does not take its limits", "container", a.rec.Name, "id", a.id, "error", err)
 	}
 	return nil
 }
@@ -491,7 +499,7 @@ func (a *actor) launch(ctx context.Context) error {
 	now := time.Now()
 	a.watch(now)
 	a.rec.State.SetRunning(pid, now)
-	a.rec.StartedBefore, a.rec.Boot = true, a.e.boot
+	a.rec.StartedBefore, a.rec.Boot, a.rec.Relimit = true, a.e.boot, false
 	a.commit(ctrmodel.ActionRunning)
 	return nil
 }

@@ -63,6 +63,10 @@ func (m *mortal) Kill(ctx context.Context, id string, s syscall.Signal) error {
 	return m.step(func() error { return m.fake.Kill(ctx, id, s) })
 }
 
+func (m *mortal) Limit(ctx context.Context, c *ctrmodel.Container) error {
+	return m.step(func() error { return m.fake.Limit(ctx, c) })
+}
+
 func (m *mortal) Release(ctx context.Context, c *ctrmodel.Container) error {
 	return m.step(func() error { return m.fake.Release(ctx, c) })
 }
@@ -350,5 +354,46 @@ func TestAgentKilledAtEachStepOfParking(t *testing.T) {
 	}
 	if steps < 5 {
 		t.Errorf("there and back has only %d steps", steps)
+	}
+}
+
+// What the record says of limits is what the process has, or gets from the next agent, whoever asks for the same again.
+func TestAgentKilledAtEachStepOfAnUpdate(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	steps := 0 // at which the agent was killed
+	for cut, more := 1, true; more; cut++ {
+		more = false
+		for _, effect := range []bool{false, true} {
+			for _, memory := range []string{"64M", ""} {
+				r := newRig(t)
+				r.running("seat", func(c *ctrmodel.Container) {
+					c.ID, c.HostConfig.Resources = "id", ctrmodel.Resources{Memory: "32M"}
+				})
+				r.stop()
+				limits := ctrmodel.UpdateOptions{Resources: &ctrmodel.Resources{Memory: memory}}
+				if r.killed(cut, effect, false, func(e *Engine) error { return e.Update(ctx, "id", limits) }) {
+					more, steps = true, cut
+				}
+				r.start()
+				r.must(r.Known(ctx))
+				has := func() ctrmodel.Resources {
+					r.fake.mu.Lock()
+					defer r.fake.mu.Unlock()
+					return r.fake.box("id").limits
+				}
+				r.eventually(fmt.Sprintf("limits as recorded, killed at step %d, done: %v", cut, effect), func() bool {
+					return has() == r.get("id").HostConfig.Resources
+				})
+				r.must(r.Update(ctx, "id", limits))
+				if is := has(); is.Memory != memory || r.saved("id").Relimit {
+					t.Errorf("killed at step %d, done: %v: the process has %+v", cut, effect, is)
+				}
+				r.stop()
+			}
+		}
+	}
+	if steps < 3 {
+		t.Errorf("an update has only %d steps", steps)
 	}
 }

@@ -235,6 +235,7 @@ func (f *fake) Launch(_ context.Context, c *ctrmodel.Container, image images.Ima
 		}
 	}
 	b.task, b.end, b.digest = TaskRunning, &end{done: make(chan struct{})}, image.Digest
+	b.limits = c.HostConfig.Resources
 	b.launched++
 	f.describe(c)
 	return 4711, nil

@@ -615,6 +615,28 @@ func TestUpdateIsMadeWholeOrNotAtAll(t *testing.T) {
 			t.Errorf("%s: the process has %+v, the container %+v, the record %+v", name, is, want, saved)
 		}
 	}
+	// Containerd may have set them even if it does not say so.
+	var lost atomic.Bool
+	lost.Store(true)
+	r.fake.behave(func() {
+		r.fake.limit = func() error {
+			if lost.Load() {
+				r.fake.box(id).limits = ctrmodel.Resources{Memory: "32M"}
+				return context.DeadlineExceeded
+			}
+			return nil
+		}
+	})
+	r.wantKind(r.Update(t.Context(), id, ctrmodel.UpdateOptions{Resources: &ctrmodel.Resources{Memory: "32M"}}), ctrmodel.DeadlineExceeded)
+	lost.Store(false)
+	r.eventually("as before", func() bool {
+		r.fake.mu.Lock()
+		defer r.fake.mu.Unlock()
+		return r.fake.box(id).limits == old
+	})
+	if want := r.get(id).HostConfig.Resources; want != old {
+		t.Errorf("the container has %+v", want)
+	}
 	// Nor is what cannot be put back at once left so.
 	r.fake.behave(func() {
 		r.fake.limit = func() error {

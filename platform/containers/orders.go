@@ -290,24 +290,28 @@ func (a *actor) update(ctx context.Context, o ctrmodel.UpdateOptions) error {
 	if err := a.verify(ctx); err != nil {
 		return err
 	}
-	before := a.rec.HostConfig
+	before, pending := a.rec.HostConfig, a.rec.Relimit
 	changed, err := a.rec.Update(o)
-	if err != nil || !changed {
-		return err
-	}
-	if err = checkSize(&a.rec.Container); err == nil {
-		err = a.save()
-	}
 	if err != nil {
-		a.rec.HostConfig = before
 		return err
 	}
-	if a.rec.State.HasProcess() && before.Resources != a.rec.HostConfig.Resources {
-		if err := a.bounded(ctx, a.e.backend.Limit); err != nil {
-			a.rec.HostConfig = before
-			a.write()
+	if changed {
+		a.rec.Relimit = pending || before.Resources != a.rec.HostConfig.Resources
+		if err = checkSize(&a.rec.Container); err == nil {
+			err = a.save()
+		}
+		if err != nil {
+			a.rec.HostConfig, a.rec.Relimit = before, pending
 			return err
 		}
+	}
+	if err := a.limit(ctx); err != nil { // nobody knows which limits there are now: those of before are set again
+		a.rec.HostConfig = before
+		a.write()
+		return err
+	}
+	if !changed {
+		return nil
 	}
 	a.publish(ctrmodel.ActionUpdated)
 	ended := a.rec.StartedBefore && !a.rec.ManuallyStopped && !a.rec.State.HasProcess() && a.rec.State.Status != ctrmodel.Dead
@@ -316,6 +320,19 @@ func (a *actor) update(ctx context.Context, o ctrmodel.UpdateOptions) error {
 		a.restartable(a.rec.State.ExitCode != 0 || a.rec.State.Error != "")
 		a.commit("")
 	}
+	return nil
+}
+
+// limit gives the process the limits that it may not have yet.
+func (a *actor) limit(ctx context.Context) error {
+	if !a.rec.Relimit || !a.rec.State.HasProcess() {
+		return nil
+	}
+	if err := a.bounded(ctx, a.e.backend.Limit); err != nil {
+		return err
+	}
+	a.rec.Relimit = false
+	a.commit("")
 	return nil
 }
 

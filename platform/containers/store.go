@@ -27,6 +27,7 @@ type record struct {
 	Switched bool   `json:"switched,omitempty"`
 	Digest   string `json:"image_digest,omitempty"` // of the image that it is made of, whatever the name stands for now
 	Boot     string `json:"boot,omitempty"`         // the machine's, in which the last process was started
+	Relimit  bool   `json:"relimit,omitempty"`      // the process may still have other limits
 }
 
 // store keeps one directory for each container.
