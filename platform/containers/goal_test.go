@@ -564,6 +564,12 @@ func TestFailedStartByHandEndsNoRestartPolicy(t *testing.T) {
 		}
 		missing.Store(false)
 		r.awaitStatus(pending, ctrmodel.Running)
+		// Whom a user has stopped does not run for another policy either.
+		if !r.get(stopped).ManuallyStopped || !r.saved(stopped).ManuallyStopped || r.get(never).ManuallyStopped {
+			t.Errorf("%s: what was stopped by hand is not told from what was not", c.name)
+		}
+		other := ctrmodel.RestartPolicy{Type: ctrmodel.RestartUnlessStopped}
+		r.must(r.Update(t.Context(), stopped, ctrmodel.UpdateOptions{RestartPolicy: &other}))
 		r.steady(stopped, ctrmodel.Stopped)
 		r.steady(never, ctrmodel.Stopped)
 		r.stop()

@@ -133,11 +133,11 @@ func (a *actor) start(ctx context.Context) error {
 	if err := a.verify(ctx); err != nil {
 		return err
 	}
-	return a.try(ctx, a.rec.Run)
+	return a.try(ctx, a.rec.Run, a.rec.ManuallyStopped)
 }
 
-// try is a start that the restart policy goes on with or not, if it fails.
-func (a *actor) try(ctx context.Context, goesOn bool) error {
+// try is a start that the restart policy goes on with or not, if it fails. One that was stopped by hand is so again then.
+func (a *actor) try(ctx context.Context, goesOn, stopped bool) error {
 	if err := a.begin(); err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ func (a *actor) try(ctx context.Context, goesOn bool) error {
 	case goesOn:
 		a.failed(err)
 	default:
-		a.rec.Run = false
+		a.rec.Run, a.rec.ManuallyStopped = false, stopped
 		a.commit("")
 	}
 	return err
@@ -160,7 +160,7 @@ func (a *actor) succeed(ctx context.Context) error {
 	if err := a.verify(ctx); err != nil || a.rec.State.HasProcess() {
 		return err
 	}
-	return a.try(ctx, false)
+	return a.try(ctx, false, a.rec.ManuallyStopped)
 }
 
 // ensure is a start, if there is no process, of which the restart policy takes care if it fails.
@@ -222,7 +222,7 @@ func (a *actor) restart(ctx context.Context, o ctrmodel.StopOptions) error {
 	if err := a.startable(); err != nil {
 		return err
 	}
-	ran := a.rec.Run
+	ran, stopped := a.rec.Run, a.rec.ManuallyStopped
 	err := a.want(func(r *record) { r.Run, r.ManuallyStopped, r.RestartCount = true, false, 0 })
 	if err != nil {
 		return err
@@ -235,7 +235,7 @@ func (a *actor) restart(ctx context.Context, o ctrmodel.StopOptions) error {
 	if err != nil {
 		return err
 	}
-	return a.try(ctx, ran)
+	return a.try(ctx, ran, stopped)
 }
 
 // hold ends the process for a while; what is wanted of the container stays as it is.
