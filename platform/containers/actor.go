@@ -435,11 +435,28 @@ func (a *actor) want(change func(*record)) error {
 		*a.rec = before
 		return err
 	}
+	a.wanted()
+	return nil
+}
+
+// insist is want that goes on if there is no room to write: what is wanted makes some, or ends what uses it.
+func (a *actor) insist(change func(*record)) error {
+	err := a.want(change)
+	if err == nil || ctrmodel.KindOf(err) != ctrmodel.ResourceExhausted {
+		return err
+	}
+	change(a.rec)
+	a.write()
+	a.wanted()
+	return nil
+}
+
+// wanted tells everybody of a wish.
+func (a *actor) wanted() {
 	a.publish("")
 	a.e.mu.Lock()
 	defer a.e.mu.Unlock()
 	a.e.note(a.rec)
-	return nil
 }
 
 // watch waits for the end of the process, however often containerd goes away meanwhile.

@@ -84,7 +84,7 @@ func (r *rig) killed(cut int, effect, fromStart bool, do func(e *Engine) error) 
 	r.must(err)
 	e.Log = slog.New(slog.DiscardHandler)
 	e.times = times{connect: time.Second, retry: 5 * time.Millisecond, call: time.Minute}
-	e.store.guard = m.step
+	e.store.guard = func(_ bool, write func() error) error { return m.step(write) }
 	if fromStart {
 		m.left = cut
 	}

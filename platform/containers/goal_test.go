@@ -35,14 +35,21 @@ func (f *fake) behave(change func()) {
 
 // fillable makes an engine's disk one that can be full.
 func (r *rig) fillable() *atomic.Bool {
-	full := new(atomic.Bool)
-	r.store.guard = func(write func() error) error {
-		if full.Load() {
-			return syscall.ENOSPC
+	full, _ := r.breakable(syscall.ENOSPC)
+	return full
+}
+
+// breakable makes it one on which writing can fail, and counts that.
+func (r *rig) breakable(err error) (broken *atomic.Bool, failed *atomic.Int32) {
+	broken, failed = new(atomic.Bool), new(atomic.Int32)
+	r.store.guard = func(room bool, write func() error) error {
+		if broken.Load() && (room || !errors.Is(err, syscall.ENOSPC)) {
+			failed.Add(1)
+			return err
 		}
 		return write()
 	}
-	return full
+	return broken, failed
 }
 
 func TestStartThatAFailedStopInterruptedGoesOn(t *testing.T) {
@@ -50,11 +57,11 @@ func TestStartThatAFailedStopInterruptedGoesOn(t *testing.T) {
 	r := newRig(t)
 	id := r.running("a", policy(ctrmodel.RestartAlways, 0))
 	begun := make(chan bool, 1)
-	full := r.fillable()
+	broken, _ := r.breakable(syscall.EIO)
 	r.fake.behave(func() {
 		r.fake.boxes[id].snapshot = false
 		r.fake.prepare = func(ctx context.Context, c *ctrmodel.Container) error {
-			if !full.Swap(true) {
+			if !broken.Swap(true) {
 				begun <- true
 				<-ctx.Done()
 				return ctx.Err()
@@ -64,8 +71,8 @@ func TestStartThatAFailedStopInterruptedGoesOn(t *testing.T) {
 	})
 	r.fake.exit(id, 1)
 	<-begun
-	r.wantKind(r.Stop(t.Context(), id, force), ctrmodel.ResourceExhausted)
-	full.Store(false)
+	r.wantKind(r.Stop(t.Context(), id, force), ctrmodel.Internal)
+	broken.Store(false)
 	r.fake.behave(func() { r.fake.prepare = nil })
 	r.awaitStatus(id, ctrmodel.Running)
 }
@@ -477,32 +484,77 @@ func TestWhatHasHappenedIsWrittenOnceThereIsRoom(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	ends, stops := r.running("ends", policy(ctrmodel.RestartOnFailure, 0)), r.running("stops", policy(ctrmodel.RestartAlways, 0))
-	waits := r.running("waits", policy(ctrmodel.RestartAlways, 0))
+	waits, forced := r.running("waits", policy(ctrmodel.RestartAlways, 0)), r.running("forced", policy(ctrmodel.RestartAlways, 0))
+	forcedToWait := r.running("forced-to-wait", policy(ctrmodel.RestartAlways, 0))
 	r.fake.behave(func() {
 		r.fake.launch = func(*ctrmodel.Container) error { return errors.New("no such device") }
 	})
-	r.fake.exit(waits, 1)
-	r.await(waits, "tried", func(c *ctrmodel.Container) bool { return c.State.Error == "no such device" })
+	for _, id := range []string{waits, forcedToWait} {
+		r.fake.exit(id, 1)
+		r.await(id, "tried", func(c *ctrmodel.Container) bool { return c.State.Error == "no such device" })
+	}
 	full := r.fillable()
 	full.Store(true)
 	r.fake.exit(ends, 0)
 	r.awaitStatus(ends, ctrmodel.Exited)
-	for _, id := range []string{stops, waits} { // an order that would be forgotten has failed, whatever has come of it
-		r.wantKind(r.Stop(t.Context(), id, ctrmodel.StopOptions{}), ctrmodel.ResourceExhausted)
+	orders := map[string]ctrmodel.StopOptions{stops: {}, forced: force, waits: {}, forcedToWait: force}
+	for id, o := range orders { // an order that would be forgotten has failed, whatever has come of it
+		r.wantKind(r.Stop(t.Context(), id, o), ctrmodel.ResourceExhausted)
 		r.steady(id, ctrmodel.Stopped)
 		if !r.saved(id).Run {
 			t.Error("written to a full disk")
 		}
 	}
 	full.Store(false)
-	for _, id := range []string{ends, stops, waits} {
+	for _, id := range []string{ends, stops, forced, waits, forcedToWait} {
 		r.eventually("written", func() bool { return !r.saved(id).Run })
 	}
 	r.restart()
 	r.must(r.Known(t.Context()))
 	r.steady(stops, ctrmodel.Stopped)
+	r.steady(forced, ctrmodel.Stopped)
 	if n := r.fake.running(); n != 0 {
 		t.Errorf("%d processes", n)
+	}
+}
+
+// A removal makes room, and needs none.
+func TestContainersCanBeRemovedFromAFullDisk(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := t.Context()
+	full := r.fillable()
+	running, atRest := r.running("running", policy(ctrmodel.RestartAlways, 0)), r.make("idle")
+	old := r.running("seat", policy(ctrmodel.RestartAlways, 0))
+	_, err := r.Succeed(ctx, old, "update", next())
+	r.must(err)
+	r.must(r.Switch(ctx, "next"))
+	busy := r.running("busy", policy(ctrmodel.RestartAlways, 0))
+	var stuck atomic.Bool
+	r.fake.behave(func() {
+		r.fake.release = func(id string) error {
+			if id == busy && stuck.Load() {
+				return errors.New("device busy")
+			}
+			return nil
+		}
+	})
+	full.Store(true)
+	r.must(r.Remove(ctx, running, true, force))
+	r.must(r.Remove(ctx, atRest, false, force))
+	r.must(r.Remove(ctx, "next", true, force)) // whose place the old one takes again
+	stuck.Store(true)
+	if err := r.Remove(ctx, busy, true, force); err == nil || !strings.Contains(err.Error(), "device busy") {
+		t.Errorf("error %v", err)
+	}
+	stuck.Store(false)
+	r.eventually("removed", func() bool { return len(r.list()) == 1 })
+	r.awaitStatus(old, ctrmodel.Running)
+	r.restart() // the disk of the next agent is not full
+	r.must(r.Known(ctx))
+	r.awaitStatus(old, ctrmodel.Running)
+	if n := len(r.list()); n != 1 || len(r.fake.left()) != 1 {
+		t.Errorf("%d containers, left behind %v", n, r.fake.left())
 	}
 }
 

@@ -194,10 +194,12 @@ func (a *actor) stop(ctx context.Context, o ctrmodel.StopOptions) error {
 	if !a.rec.State.HasProcess() && !a.rec.Run || a.rec.State.Status == ctrmodel.Dead {
 		return a.refuse("is not running but " + a.rec.State.Status.String())
 	}
+	written := false
 	if o.Force {
-		if err := a.want(func(r *record) { r.Run, r.ManuallyStopped = false, true }); err != nil {
+		if err := a.insist(func(r *record) { r.Run, r.ManuallyStopped = false, true }); err != nil {
 			return err
 		}
+		written = a.unsaved == nil
 	}
 	held := a.held
 	a.held, a.final = true, true
@@ -212,7 +214,7 @@ func (a *actor) stop(ctx context.Context, o ctrmodel.StopOptions) error {
 		a.rec.State.Status, a.rec.State.Exited = ctrmodel.Stopped, false
 		a.commit(ctrmodel.ActionStopped)
 	}
-	if o.Force { // then that was written before
+	if written { // whatever can be of what came then
 		return nil
 	}
 	return a.unsaved
@@ -369,7 +371,7 @@ func (a *actor) retreat(ctx context.Context, o ctrmodel.StopOptions) error {
 	if err := a.settle(ctx, o); err != nil {
 		return err
 	}
-	return a.want(func(r *record) { r.Switched, r.Run = false, false })
+	return a.insist(func(r *record) { r.Switched, r.Run = false, false })
 }
 
 func (a *actor) remove(ctx context.Context, force bool, o ctrmodel.StopOptions) error {
@@ -388,7 +390,7 @@ func (a *actor) remove(ctx context.Context, force bool, o ctrmodel.StopOptions) 
 			return err
 		}
 	}
-	if err := a.want(func(r *record) { r.Run = false; r.State.SetDead() }); err != nil {
+	if err := a.insist(func(r *record) { r.Run = false; r.State.SetDead() }); err != nil {
 		return err
 	}
 	a.cancelTimer()

@@ -33,12 +33,12 @@ type record struct {
 // store keeps one directory for each container.
 type store struct {
 	dir   string
-	guard func(write func() error) error // each write goes through it; nil: it is just done
+	guard func(room bool, write func() error) error // each write goes through it, needs room or not; nil: it is just done
 }
 
-func (s store) write(f func() error) error {
+func (s store) write(room bool, f func() error) error {
 	if s.guard != nil {
-		return s.guard(f)
+		return s.guard(room, f)
 	}
 	return f()
 }
@@ -138,7 +138,7 @@ func (s store) save(r *record) error {
 	if err != nil {
 		return err
 	}
-	return s.write(func() error {
+	return s.write(true, func() error {
 		if err := durable.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func (s store) save(r *record) error {
 // forget removes a record for good, and then what else is in its directory.
 func (s store) forget(id string) error {
 	dir := filepath.Join(s.dir, id)
-	return s.write(func() error {
+	return s.write(false, func() error {
 		if err := durable.Remove(filepath.Join(dir, recordName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
