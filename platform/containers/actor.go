@@ -87,7 +87,8 @@ type actor struct {
 type process struct {
 	since time.Time
 	ended chan struct{}
-	exit  Exit // once ended is closed
+	exit  Exit      // once ended is closed
+	doom  time.Time // it is killed then by the order that ends it; the orders that interrupt one another keep to that
 }
 
 func (p *process) alive() bool {
@@ -187,7 +188,9 @@ func (a *actor) run(ctx context.Context, o *order) {
 	}
 	err := o.run(a, ctx)
 	a.current.Store(nil)
-	if cause := context.Cause(ctx); err != nil && cause != nil {
+	if cause := context.Cause(ctx); cause == nil && a.proc != nil {
+		a.proc.doom = time.Time{} // no other order takes over from this one
+	} else if cause != nil && err != nil {
 		err = cause
 	}
 	o.cancel(nil)
@@ -593,6 +596,13 @@ func (a *actor) kill(ctx context.Context, o ctrmodel.StopOptions, paused bool) e
 	timeout := a.e.StopTimeout
 	if o.Timeout > 0 {
 		timeout = time.Duration(min(o.Timeout, math.MaxInt64/int64(time.Second))) * time.Second
+	}
+	if o.Force {
+		end := time.Now().Add(timeout)
+		if a.proc.doom.IsZero() || end.Before(a.proc.doom) {
+			a.proc.doom = end
+		}
+		timeout = time.Until(a.proc.doom)
 	}
 	for {
 		if signal == syscall.SIGKILL { // which nobody can ignore, but a busy machine may take its time

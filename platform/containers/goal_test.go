@@ -226,6 +226,64 @@ func TestRemovalNeedNotWaitForAnotherOne(t *testing.T) {
 	}
 }
 
+// However often somebody asks, a process that heeds no signal is killed when the first one wanted it to be, or earlier.
+func TestRepeatedOrdersGiveNoMoreTime(t *testing.T) {
+	t.Parallel()
+	patient := ctrmodel.StopOptions{Timeout: 3600}
+	for name, c := range map[string]struct{ first, again func(r *rig, id string) error }{
+		"removal": {
+			func(r *rig, id string) error { return r.Remove(context.Background(), id, true, force) },
+			func(r *rig, id string) error { return r.Remove(context.Background(), id, true, patient) },
+		},
+		"stop": {
+			func(r *rig, id string) error { return r.Stop(context.Background(), id, force) },
+			func(r *rig, id string) error {
+				return r.Stop(context.Background(), id, ctrmodel.StopOptions{Timeout: 3600, Force: true})
+			},
+		},
+		"stop without force": {
+			func(r *rig, id string) error { return r.Stop(context.Background(), id, force) },
+			func(r *rig, id string) error { return r.Stop(context.Background(), id, patient) },
+		},
+		"stop of what is parked": {
+			func(r *rig, id string) error { return r.Park(context.Background(), id, "update") },
+			func(r *rig, id string) error { return r.Stop(context.Background(), id, patient) },
+		},
+	} {
+		r := newRig(t, func(c *Config) { c.StopTimeout = 200 * time.Millisecond })
+		told := make(chan bool, 100)
+		r.fake.kill = func(string, syscall.Signal) bool { told <- true; return false }
+		id := r.running("deaf", policy(ctrmodel.RestartAlways, 0))
+		go c.first(r, id)
+		<-told
+		go c.again(r, id)
+		r.eventually(name+" kills it", func() bool { return r.fake.running() == 0 })
+	}
+}
+
+func TestLaterOrderHasAllItsTime(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *Config) { c.StopTimeout = 50 * time.Millisecond })
+	told := make(chan bool, 100)
+	r.fake.kill = func(string, syscall.Signal) bool { told <- true; return false }
+	id := r.running("deaf")
+	restarted := make(chan error)
+	go func() { restarted <- r.Restart(context.Background(), id, ctrmodel.StopOptions{Timeout: 1}) }()
+	<-told
+	r.wantKind(r.Stop(t.Context(), id, ctrmodel.StopOptions{Timeout: 1}), ctrmodel.DeadlineExceeded)
+	r.wantKind(<-restarted, ctrmodel.Cancelled)
+	r.fake.behave(func() {
+		r.fake.kill = func(string, syscall.Signal) bool {
+			time.AfterFunc(10*time.Millisecond, func() { r.fake.exit(id, 0) })
+			return false
+		}
+	})
+	r.must(r.Stop(t.Context(), id, ctrmodel.StopOptions{Timeout: 60, Force: true}))
+	if code := r.get(id).State.ExitCode; code != 0 {
+		t.Errorf("killed at once, exit code %d", code)
+	}
+}
+
 // It has been told that the process goes on if it does not heed the signal.
 func TestUnforcedStopIsNeverForced(t *testing.T) {
 	t.Parallel()

@@ -194,6 +194,7 @@ func (a *actor) stop(ctx context.Context, o ctrmodel.StopOptions) error {
 	if !a.rec.State.HasProcess() && !a.rec.Run || a.rec.State.Status == ctrmodel.Dead {
 		return a.refuse("is not running but " + a.rec.State.Status.String())
 	}
+	o.Force = o.Force || a.rec.State.HasProcess() && a.goal() != Running // somebody else has said so
 	written := false
 	if o.Force {
 		if err := a.insist(func(r *record) { r.Run, r.ManuallyStopped = false, true }); err != nil {
