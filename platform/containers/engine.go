@@ -526,7 +526,12 @@ func (e *Engine) Remove(ctx context.Context, id string, force bool, o ctrmodel.S
 	if force {
 		r = removing
 	}
-	return e.do(ctx, id, r, func(a *actor, ctx context.Context) error { return a.remove(ctx, force, o) })
+	remove := func(a *actor, ctx context.Context) error { return a.remove(ctx, force, o) }
+	err := e.do(ctx, id, r, remove)
+	for err == errInterrupted { // by another removal, most likely, whose end is what counts
+		err = e.ifThere(id, e.do(ctx, id, starting, remove))
+	}
+	return err
 }
 
 // Attach connects to the standard streams of a container's process until their end. It calls attached once nothing of the
