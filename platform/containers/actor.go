@@ -65,7 +65,8 @@ type actor struct {
 	view    atomic.Pointer[record] // what others see, never changed
 	oom     atomic.Bool
 	looked  chan struct{} // closed when what there is of it has been seen for the first time
-	inside  bool          // there is a process, or may be; the engine's lock is for it
+	inside  bool          // there is a process, or may be; the engine's lock is for it, and for size
+	size    int           // of the description, see reserve
 
 	// What only the goroutine uses.
 	rec       *record

@@ -66,7 +66,7 @@ func TestPlaceThatCannotBeClearedAtOnce(t *testing.T) {
 	r.make("seat", func(c *ctrmodel.Container) { c.ID = "fixed" })
 }
 
-// One message has to hold all containers.
+// A client has to take a container in one message.
 func TestLargeContainersAreRefused(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -97,6 +97,75 @@ func TestLargeContainersAreRefused(t *testing.T) {
 		t.Errorf("%d containers, the name has %d bytes, the memory %d", len(r.list()), len(c.Name), len(c.HostConfig.Resources.Memory))
 	}
 	_, err := r.Create(ctx, large(maxDescriptor-10_000))
+	r.must(err)
+}
+
+// One message has to hold all containers.
+func TestContainersAreTooLargeTogether(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := t.Context()
+	large := func(name string) *ctrmodel.Container {
+		env := "A=" + strings.Repeat("x", maxDescriptor-20_000)
+		return &ctrmodel.Container{Name: name, Image: ctrmodel.Image{Name: busybox}, Config: ctrmodel.Config{Env: []string{env}}}
+	}
+	exhausted := func(what string, err error) {
+		t.Helper()
+		if ctrmodel.KindOf(errors.Join(err)) != ctrmodel.ResourceExhausted || !strings.Contains(err.Error(), strconv.Itoa(maxContainers)) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	id := r.make("small")
+	for _, name := range []string{"a", "b", "c"} {
+		_, err := r.Create(ctx, large(name))
+		r.must(err)
+	}
+	refused := func() {
+		t.Helper()
+		_, err := r.Create(ctx, large("d"))
+		exhausted("create", err)
+		_, err = r.Replace(ctx, id, large("small"))
+		exhausted("replace", err)
+		memory := strings.Repeat("0", 100_000) + "64M"
+		exhausted("update", r.Update(ctx, id, ctrmodel.UpdateOptions{Resources: &ctrmodel.Resources{Memory: memory}}))
+		if c := r.get(id); c.HostConfig.Resources.Memory != "" || r.saved(id).HostConfig.Resources.Memory != "" {
+			t.Error("updated")
+		}
+	}
+	refused()
+	r.must(r.Start(ctx, id))
+	r.must(r.Rename(ctx, id, "tiny"))
+	r.must(r.Rename(ctx, id, "small"))
+
+	// An agent of before may have taken more.
+	c := r.saved(id)
+	r.stop()
+	for _, name := range []string{"d", "e"} {
+		c := c.clone()
+		c.Container = *large(name)
+		c.ID = name
+		c.Defaults(newID)
+		c.State.SetCreated()
+		r.must(r.store.save(c))
+	}
+	r.start()
+	r.must(r.Known(ctx))
+	if n := len(r.list()); n != 6 {
+		t.Errorf("%d containers", n)
+	}
+	refused()
+	exhausted("rename", r.Rename(ctx, "d", "dd"))
+	r.must(r.Rename(ctx, "d", "D"))
+	never := ctrmodel.RestartPolicy{Type: ctrmodel.RestartNever}
+	r.must(r.Update(ctx, id, ctrmodel.UpdateOptions{RestartPolicy: &never}))
+	for _, id := range []string{"d", "e"} {
+		r.must(r.Remove(ctx, id, true, force))
+	}
+	refused()
+	a, err := r.ByName(ctx, "a")
+	r.must(err)
+	r.must(r.Remove(ctx, a.ID, true, force))
+	_, err = r.Create(ctx, large("d"))
 	r.must(err)
 }
 

@@ -153,7 +153,9 @@ func newEngine(cfg Config, b backend) (*Engine, error) {
 		if r.State.Status == ctrmodel.Creating { // whoever waited for it is gone
 			r.State.SetDead()
 		}
-		e.actors[r.ID] = newActor(e, r)
+		a := newActor(e, r)
+		a.size = sizeOf(&r.Container)
+		e.actors[r.ID] = a
 		if e.names[r.Name] == "" || r.State.Status != ctrmodel.Dead {
 			e.names[r.Name] = r.ID
 		}
@@ -351,9 +353,6 @@ func (e *Engine) create(ctx context.Context, c *ctrmodel.Container, s Succession
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	if err := checkSize(c); err != nil {
-		return nil, err
-	}
 	if err := e.connected(ctx); err != nil {
 		return nil, err
 	}
@@ -371,17 +370,43 @@ func (e *Engine) create(ctx context.Context, c *ctrmodel.Container, s Succession
 	return e.Get(ctx, c.ID)
 }
 
-// checkSize refuses containers that nobody could list together with others: a message has an end.
-func checkSize(c *ctrmodel.Container) error {
-	data, err := json.Marshal(c)
-	if err == nil && len(data) > maxDescriptor {
-		err = ctrmodel.Errorf(ctrmodel.InvalidArgument, "container of %d bytes, expected at most %d", len(data), maxDescriptor)
+// maxContainers is how long the descriptions of all containers may be together: one message lists them, and many clients take no
+// more than 4 MiB. The rest is for what comes later, such as states and addresses.
+const maxContainers = 3 << 20
+
+// sizeOf is how long the description of a container is, without what changes by itself.
+func sizeOf(c *ctrmodel.Container) int {
+	plain := *c
+	plain.State, plain.NetworkSettings, plain.RestartCount, plain.ManuallyStopped, plain.StartedBefore = ctrmodel.State{}, nil, 0, false, false
+	plain.ResolvConfPath, plain.HostsPath, plain.HostnamePath = "", "", ""
+	data, _ := json.Marshal(&plain) // cannot fail
+	return len(data)
+}
+
+// reserve makes sure that a container can be listed together with all others. What has been there before is not refused. The
+// lock is held.
+func (e *Engine) reserve(a *actor, size int) error {
+	if size > a.size {
+		if size > maxDescriptor {
+			return ctrmodel.Errorf(ctrmodel.InvalidArgument, "container of %d bytes, expected at most %d", size, maxDescriptor)
+		}
+		sum := size
+		for _, other := range e.actors {
+			if other != a {
+				sum += other.size
+			}
+		}
+		if sum > maxContainers {
+			return ctrmodel.Errorf(ctrmodel.ResourceExhausted, "the descriptions of all containers would have %d bytes, expected at most %d", sum, maxContainers)
+		}
 	}
-	return err
+	a.size = size
+	return nil
 }
 
 // add begins with a container, and its first order. Only the one that it replaces may have its name.
 func (e *Engine) add(r *record, first *order) error {
+	size := sizeOf(&r.Container)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.actors[r.ID] != nil {
@@ -400,10 +425,13 @@ func (e *Engine) add(r *record, first *order) error {
 	if e.life.Err() != nil {
 		return stoppingError()
 	}
+	a := newActor(e, r)
+	if err := e.reserve(a, size); err != nil {
+		return err
+	}
 	if err := e.claim(r.Name, r.ID, r.Replaces); err != nil {
 		return err
 	}
-	a := newActor(e, r)
 	a.settled() // nothing is there that is not known
 	e.actors[r.ID] = a
 	e.note(r)

@@ -300,16 +300,18 @@ func (a *actor) update(ctx context.Context, o ctrmodel.UpdateOptions) error {
 	}
 	if changed {
 		a.rec.Relimit = pending || before.Resources != a.rec.HostConfig.Resources
-		if err = checkSize(&a.rec.Container); err == nil {
+		if err = a.resize(); err == nil {
 			err = a.save()
 		}
 		if err != nil {
 			a.rec.HostConfig, a.rec.Relimit = before, pending
+			a.resize()
 			return err
 		}
 	}
 	if err := a.limit(ctx); err != nil { // nobody knows which limits there are now: those of before are set again
 		a.rec.HostConfig = before
+		a.resize()
 		a.write()
 		return err
 	}
@@ -339,16 +341,25 @@ func (a *actor) limit(ctx context.Context) error {
 	return nil
 }
 
+// resize takes note of how long the description has become.
+func (a *actor) resize() error {
+	size := sizeOf(&a.rec.Container)
+	a.e.mu.Lock()
+	defer a.e.mu.Unlock()
+	return a.e.reserve(a, size)
+}
+
 func (a *actor) rename(name string) error {
 	renamed := a.rec.Container
 	renamed.Name = name
-	err := checkSize(&renamed)
-	if err != nil {
-		return err
-	}
+	size := sizeOf(&renamed)
 	a.e.mu.Lock()
-	err = a.e.claim(name, a.id, "")
+	err := a.e.reserve(a, size)
+	if err == nil {
+		err = a.e.claim(name, a.id, "")
+	}
 	a.e.mu.Unlock()
+	defer a.resize() // it may have its old name
 	if err != nil {
 		return err
 	}
