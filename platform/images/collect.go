@@ -36,7 +36,7 @@ func (s *Store) Collect(ctx context.Context, used map[string]bool) (removed []st
 		return nil, err
 	}
 	expired := func(img *containerd.Image) bool {
-		unwanted := s.now().Sub(wantedAt(img))
+		unwanted := s.clock().Sub(wantedAt(img))
 		return s.Expiry > 0 && unwanted >= s.Expiry || img.Labels[replaced] != "" && unwanted >= fresh
 	}
 	removed, err = s.removeUnused(ctx, used, expired)
@@ -51,7 +51,7 @@ func (s *Store) Collect(ctx context.Context, used map[string]bool) (removed []st
 func (s *Store) makeRoom(ctx context.Context, used map[string]bool, need int64) (removed []string, err error) {
 	return s.removeUnused(ctx, used, func(img *containerd.Image) bool {
 		free, err := s.free()
-		return err == nil && free < need && s.now().Sub(wantedAt(img)) >= fresh
+		return err == nil && free < need && s.clock().Sub(wantedAt(img)) >= fresh
 	})
 }
 
@@ -63,12 +63,36 @@ func wantedAt(img *containerd.Image) time.Time {
 	return img.Updated.Time() // another client has brought it
 }
 
+// clock is the time that images age by. It is never before a time that has been seen: a clock that was set back, or has not been
+// set yet, is wrong. Then the time goes on from there, as long as the agent runs.
+func (s *Store) clock() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	if t := s.seen.Add(s.ran() - s.seenAt); t.After(now) {
+		return t
+	}
+	return now
+}
+
+// see is about a time that has been written down.
+func (s *Store) see(t time.Time) {
+	if !t.After(s.clock()) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen, s.seenAt = t, s.ran()
+}
+
 // want remembers that an image is wanted now, and puts labels on it.
 func (s *Store) want(ctx context.Context, img *containerd.Image, labels map[string]string) error {
-	if since := s.now().Sub(wantedAt(img)); since >= 0 && since < fresh/2 && len(labels) == 0 {
+	s.see(wantedAt(img))
+	now := s.clock()
+	if now.Sub(wantedAt(img)) < fresh/2 && len(labels) == 0 {
 		return nil
 	}
-	labels = merge(labels, map[string]string{lastUse: s.now().UTC().Format(time.RFC3339)})
+	labels = merge(labels, map[string]string{lastUse: now.UTC().Format(time.RFC3339)})
 	var fields []string
 	for key := range labels {
 		fields = append(fields, "labels."+key)
@@ -85,6 +109,9 @@ func (s *Store) removeUnused(ctx context.Context, used map[string]bool, goes fun
 		return nil, model(err, "list of images")
 	}
 	slices.SortFunc(all, func(a, b *containerd.Image) int { return wantedAt(a).Compare(wantedAt(b)) })
+	if len(all) > 0 {
+		s.see(wantedAt(all[len(all)-1]))
+	}
 	for _, stored := range all {
 		if s.uses(used, stored) {
 			if err := s.want(ctx, stored, nil); err != nil && ctrmodel.KindOf(err) != ctrmodel.NotFound {
@@ -198,9 +225,15 @@ func (s *Store) endLeases(ctx context.Context) error {
 		if !strings.HasPrefix(l.ID, leasePrefix) {
 			continue
 		}
-		if s.now().Sub(l.Created.Time()) < abandoned {
-			img, err := s.Client.Images.Get(ctx, l.Labels[leaseLabel])
-			if err != nil || img.Created.Time().Before(l.Created.Time()) {
+		img, err := s.Client.Images.Get(ctx, l.Labels[leaseLabel])
+		if err != nil || img.Created.Time().Before(l.Created.Time()) {
+			last, err := s.progress(ctx, l)
+			if err != nil {
+				failed = append(failed, err)
+				continue
+			}
+			s.see(last)
+			if s.clock().Sub(last) < abandoned {
 				continue
 			}
 		}
@@ -212,4 +245,37 @@ func (s *Store) endLeases(ctx context.Context) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// progress is when a pull last got on with what its lease holds.
+func (s *Store) progress(ctx context.Context, l *containerd.Lease) (last time.Time, err error) {
+	held, err := s.Client.Leases.Resources(ctx, l.ID)
+	if err != nil && grpc.CodeOf(err) != grpc.NotFound {
+		return last, model(err, "lease %s", l.ID)
+	}
+	last = l.Created.Time()
+	for _, r := range held {
+		var t time.Time
+		var err error
+		switch r.Type {
+		case "content":
+			var blob *containerd.Blob
+			if blob, err = s.Client.Content.Info(ctx, r.ID); err == nil {
+				t = blob.Updated.Time()
+			}
+		case "ingests":
+			var part *containerd.Ingest
+			if part, err = s.Client.Content.Status(ctx, r.ID); err == nil {
+				t = part.Updated.Time()
+			}
+		}
+		switch KindOf(err) {
+		case ctrmodel.Unavailable, ctrmodel.Cancelled, ctrmodel.DeadlineExceeded:
+			return last, model(err, "%s", r.ID)
+		} // else it is not there, or broken
+		if t.After(last) {
+			last = t
+		}
+	}
+	return last, nil
 }

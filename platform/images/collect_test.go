@@ -3,6 +3,9 @@
 package images
 
 import (
+	"bytes"
+	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,8 +13,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
+	digests "github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"sdvbox/platform/containerd"
@@ -170,4 +175,102 @@ func TestAnArchiveThatIsNotMountedIsNotGone(t *testing.T) {
 	collect("a directory with nothing in it")
 	ok(t, os.WriteFile(images+"/other.tar", nil, 0o644))
 	collect("missing where others are", ref)
+}
+
+func TestAPullIsThereForADayAfterItsLastProgress(t *testing.T) {
+	t.Parallel()
+	s, _ := start(t)
+	ctx := t.Context()
+	j := s.job("r.example/app:1", nil)
+	ok(t, s.Client.Leases.Create(ctx, j.lease, map[string]string{leaseLabel: j.name}))
+	collect := func(at time.Time, leases int) {
+		t.Helper()
+		s.now = func() time.Time { return at }
+		must(s.Collect(ctx, nil))(t)
+		if left := must(s.Client.Leases.List(ctx))(t); len(left) != leases {
+			t.Fatalf("leases %+v, expected %d", left, leases)
+		}
+	}
+	between := func(a, b time.Time) time.Time { // a day later
+		t.Helper()
+		if !b.After(a) {
+			t.Fatalf("%v is not after %v", b, a)
+		}
+		return a.Add(b.Sub(a)/2 + abandoned)
+	}
+	created := must(s.Client.Leases.List(ctx))(t)[0].Created.Time()
+
+	// A part that is complete.
+	time.Sleep(50 * time.Millisecond) // the times of files are coarse
+	data := []byte("first trip")
+	whole := v1.Descriptor{Digest: digests.FromBytes(data), Size: int64(len(data))}
+	ok(t, j.blob(containerd.WithLease(ctx, j.lease), whole, map[string]string{"a": "b"}, func(context.Context, v1.Descriptor, int64) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(data)), nil
+	}, func(int64) {}))
+	first := must(s.Client.Content.Info(ctx, whole.Digest.String()))(t).Updated.Time()
+	collect(between(created, first), 1)
+
+	// One that has begun to come.
+	time.Sleep(50 * time.Millisecond) // the times of files are coarse
+	half := v1.Descriptor{Digest: digests.FromString("second trip"), Size: 11}
+	err := j.blob(containerd.WithLease(ctx, j.lease), half, nil, func(context.Context, v1.Descriptor, int64) (io.ReadCloser, error) {
+		return io.NopCloser(io.MultiReader(strings.NewReader("second"), iotest.ErrReader(io.ErrClosedPipe))), nil
+	}, func(int64) {})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	second := must(s.Client.Content.Ingests(ctx))(t)[0].Updated.Time()
+	collect(between(first, second), 1)
+	must(s.Client.Content.Info(ctx, whole.Digest.String()))(t)
+
+	// The clock has been lost: a day passes by it.
+	boot := time.Date(2022, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, after := range []time.Duration{0, abandoned - time.Minute, abandoned} {
+		s.ran = func() time.Duration { return after }
+		collect(boot.Add(after), int(1-after/abandoned))
+	}
+	nothing(t, s)
+}
+
+func TestImagesAgeByAWrongClock(t *testing.T) {
+	t.Parallel()
+	r := startRegistry(t, false)
+	s, _ := start(t, func(c *Config) { c.Expiry = 24 * time.Hour })
+	ctx := t.Context()
+	at := func(now time.Time) { s.now = func() time.Time { return now } }
+	collect := func(what string, want ...string) {
+		t.Helper()
+		if removed := must(s.Collect(ctx, nil))(t); !slices.Equal(removed, want) {
+			t.Errorf("%s: removed %q, want %q", what, removed, want)
+		}
+	}
+	right := time.Now().Truncate(time.Second)
+	at(right)
+	var refs []string
+	for seed := range uint64(3) {
+		at(right.Add(time.Duration(seed) * time.Minute))
+		refs = append(refs, must(s.Pull(ctx, r.push(t, newImage(seed), fmt.Sprint("app:", seed)), nil))(t).Ref)
+	}
+
+	s = must(New(s.Config))(t) // has been started without a clock
+	boot := time.Date(2022, 1, 1, 0, 0, 0, 0, time.UTC)
+	after := func(d time.Duration) {
+		at(boot.Add(d))
+		s.ran = func() time.Duration { return d }
+	}
+	after(0)
+	collect("at the start")
+	after(9 * time.Minute)
+	s.available = func() (int64, error) { return -1, nil }
+	collect("the first two were wanted 10 minutes before", refs[0], refs[1])
+	s.available = func() (int64, error) { return 1 << 40, nil }
+	after(23 * time.Hour)
+	refs = append(refs, must(s.Pull(ctx, r.push(t, newImage(3), "app:3"), nil))(t).Ref)
+	after(24 * time.Hour)
+	collect("a day after", refs[2])
+
+	at(right.Add(25 * time.Hour))
+	collect("the clock has been set")
+	at(right.Add(48 * time.Hour))
+	collect("a day after the last was wanted", refs[3])
 }

@@ -78,6 +78,7 @@ type Store struct {
 	platforms []v1.Platform // best first
 	locks     locks
 	now       func() time.Time
+	ran       func() time.Duration // since the store was made, however the clock was set
 	available func() (int64, error)
 
 	mu         sync.Mutex
@@ -85,6 +86,8 @@ type Store struct {
 	insecure   []string
 	coming     map[*job]*parts        // for which there is space
 	homes      map[string]fs.FileInfo // directories that there have been archives in
+	seen       time.Time              // the latest, see clock
+	seenAt     time.Duration          // when that was
 }
 
 // New returns a store. Nothing is done until it is used.
@@ -105,8 +108,9 @@ func New(c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{Config: c, platforms: platforms, now: time.Now, coming: map[*job]*parts{}, homes: map[string]fs.FileInfo{},
-		available: func() (int64, error) { return available(c.Root) }}
+	begin := time.Now()
+	s := &Store{Config: c, platforms: platforms, now: time.Now, ran: func() time.Duration { return time.Since(begin) },
+		coming: map[*job]*parts{}, homes: map[string]fs.FileInfo{}, available: func() (int64, error) { return available(c.Root) }}
 	s.SetRegistries(c.Registries, c.Insecure)
 	return s, nil
 }

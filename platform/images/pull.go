@@ -362,7 +362,7 @@ func (j *job) install(ctx context.Context, root v1.Descriptor, from source, orig
 // tag lets the name stand for the image.
 func (j *job) tag(ctx context.Context, root v1.Descriptor, labels map[string]string) (*containerd.Image, error) {
 	s := j.store
-	labels = merge(labels, map[string]string{lastUse: s.now().UTC().Format(time.RFC3339)})
+	labels = merge(labels, map[string]string{lastUse: s.clock().UTC().Format(time.RFC3339)})
 	image := &containerd.Image{Name: j.name, Labels: labels,
 		Target: &containerd.Descriptor{MediaType: root.MediaType, Digest: root.Digest.String(), Size: root.Size}}
 	stored, err := s.Client.Images.Create(ctx, image)

@@ -552,12 +552,12 @@ func TestImagesThatNothingUsesGo(t *testing.T) {
 	unlock = must(s.locks.lock(ctx, "look "+refs[3]))(t)
 	gone() // by somebody who has found it
 	unlock()
-	s.now = time.Now
+	must(s.Pull(ctx, refs[3], nil))(t)
 	s.Expiry = 0
 	available := int64(-1)
 	s.available = func() (int64, error) { return available, nil }
-	gone() // there is no space, but it has just come
-	s.now = func() time.Time { return time.Now().Add(11 * time.Minute) }
+	gone() // there is no space, but it has just been wanted
+	s.now = func() time.Time { return time.Now().Add(24*time.Hour + 11*time.Minute) }
 	gone(refs[3])
 	gone()
 	for _, ref := range refs[:2] {
@@ -570,7 +570,7 @@ func TestImagesThatNothingUsesGo(t *testing.T) {
 	available = 1 << 30
 	third := must(s.Pull(ctx, refs[2], nil))(t)
 	s.Used = func() map[string]bool { return used }
-	s.now = func() time.Time { return time.Now().Add(22 * time.Minute) }
+	s.now = func() time.Time { return time.Now().Add(24*time.Hour + 22*time.Minute) }
 	available = 5 << 20
 	_, err := s.Pull(ctx, refs[3], nil)
 	expect(t, err, ctrmodel.ResourceExhausted) // it is not enough, but the try was worth it
