@@ -198,11 +198,7 @@ func (m *machine) Launch(ctx context.Context, c *ctrmodel.Container, image image
 	defer cancel()
 	_, err = m.Client.Tasks.Create(whole, c.ID, mounts, io, m.options(c))
 	if dir := leftover(err); dir != "" {
-		if ok, rerr := m.reclaim(whole, c.ID, dir); rerr != nil {
-			err = fmt.Errorf("%w; cannot clear it away: %w", err, rerr)
-		} else if ok {
-			_, err = m.Client.Tasks.Create(whole, c.ID, mounts, io, m.options(c))
-		}
+		m.learn(dir) // so that it is cleared away before the next attempt
 	}
 	if err != nil {
 		return 0, started(err)
@@ -395,12 +391,18 @@ func (m *machine) lastWords(ctx context.Context, c *ctrmodel.Container) {
 
 // clearTask removes task and object of a container whose process has ended, or was never started.
 func (m *machine) clearTask(ctx context.Context, id string) error {
-	if _, err := m.Client.Tasks.Delete(ctx, id, ""); err != nil && !gone(err) {
+	_, err := m.Client.Tasks.Delete(ctx, id, "")
+	if err != nil && !gone(err) {
 		// Perhaps it is an unstarted one, which some shims want to have killed first.
 		m.Client.Tasks.Kill(ctx, id, "", syscall.SIGKILL, true)
-		if _, err = m.Client.Tasks.Delete(ctx, id, ""); err != nil && !gone(err) {
-			return model(err)
+		_, err = m.Client.Tasks.Delete(ctx, id, "")
+	}
+	if gone(err) {
+		if err := m.reclaim(ctx, id); err != nil {
+			return err
 		}
+	} else if err != nil {
+		return model(err)
 	}
 	return unlessGone(m.Client.Containers.Delete(ctx, id))
 }

@@ -43,6 +43,8 @@ type Parts struct {
 	ExecDir   string            // for what need not outlive the machine
 	Files     *daemon.FileStore // keeps what containers say while no agent is there; may be nil
 	Log       *slog.Logger
+
+	abandoned time.Duration // of tests
 }
 
 // Network gives containers their place in the network. What has been done already is no error.
@@ -59,13 +61,16 @@ type machine struct {
 	host     ocispec.Host
 	restored bool // what an agent before has left is taken over, or cleared away
 
-	mu       sync.Mutex
-	consoles map[string]*ctrlog.Console
+	mu        sync.Mutex
+	consoles  map[string]*ctrlog.Console
+	tasks     string              // containerd's directory with those of tasks, once it has been seen
+	forgotten map[string]sighting // by id
 }
 
 func newMachine(p Parts) *machine {
 	p.Lease, p.Runtime = cmp.Or(p.Lease, "kanto-cm.lease"), cmp.Or(p.Runtime, "io.containerd.runc.v2")
-	return &machine{Parts: p, host: ocispec.Probe(), consoles: map[string]*ctrlog.Console{}}
+	p.abandoned = cmp.Or(p.abandoned, abandoned)
+	return &machine{Parts: p, host: ocispec.Probe(), consoles: map[string]*ctrlog.Console{}, forgotten: map[string]sighting{}}
 }
 
 const snapshotter = "overlayfs"
@@ -134,6 +139,8 @@ func (m *machine) prepareNamespace(ctx context.Context) error {
 	return m.holdLease(ctx)
 }
 
+// Look also clears away what is left of a task that containerd has forgotten. Until it can, nobody may take the container for one
+// without a process.
 func (m *machine) Look(ctx context.Context, id string) (is Actual, err error) {
 	if _, err = m.Client.Snapshots.Stat(ctx, snapshotOf(id)); err == nil {
 		is.Snapshot = true
@@ -147,11 +154,12 @@ func (m *machine) Look(ctx context.Context, id string) (is Actual, err error) {
 	}
 	p, err := m.Client.Tasks.Get(ctx, id, "")
 	if gone(err) {
-		return is, nil
+		return is, m.reclaim(ctx, id)
 	}
 	if err != nil {
 		return is, model(err)
 	}
+	m.remembered(id)
 	switch p.Status {
 	case containerd.Created:
 		is.Task = TaskUnstarted

@@ -819,48 +819,6 @@ func TestRealNetwork(t *testing.T) {
 	}
 }
 
-// A task of which containerd does not know any more must not keep its container from starting.
-func TestRealTaskIsForgotten(t *testing.T) {
-	t.Parallel()
-	r, d := newRealRig(t)
-	id := r.running("a", obedient)
-	before := r.get(id).State.PID
-	r.stop()
-	d.Kill()
-	dir := filepath.Join(d.Dir, "state/io.containerd.runtime.v2.task", r.parts.Namespace, id)
-	r.must(os.Rename(dir, d.Dir+"/aside"))
-	d.Run()
-	r.must(os.Rename(d.Dir+"/aside", dir))
-	hidden := filepath.Join(filepath.Dir(dir), "."+id)
-	r.must(os.MkdirAll(filepath.Join(hidden, "rootfs"), 0o700))
-	now := time.Now()
-	r.must(os.Chtimes(dir, now, now))
-
-	r.start()
-	r.await(id, "refused", func(c *ctrmodel.Container) bool { return strings.Contains(c.State.Error, "mkdir "+dir+": file exists") })
-	if syscall.Kill(int(before), 0) != nil {
-		t.Error("something was cleared away that containerd may be busy with")
-	}
-	r.must(os.Chtimes(dir, now, now.Add(-2*abandoned)))
-	r.await(id, "started anew", func(c *ctrmodel.Container) bool { return c.State.Running && c.State.PID != before })
-	if syscall.Kill(int(before), 0) == nil {
-		t.Error("the process that was forgotten goes on")
-	}
-	if shims := d.Shims(); len(shims) != 1 {
-		t.Errorf("there are the shims %+v, expected one", shims)
-	}
-	r.must(r.Stop(t.Context(), id, force))
-	if left, _ := filepath.Glob(filepath.Dir(dir) + "/*"); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
-	if _, err := os.Stat(hidden); err == nil {
-		t.Errorf("left behind: %s", hidden)
-	}
-	r.must(r.Start(t.Context(), id)) // its files are all there
-	r.must(r.Remove(t.Context(), id, true, force))
-	r.clean()
-}
-
 func TestOOMKilled(t *testing.T) {
 	const id = "762ea426-60ec"
 	record := func(group string, pid int) string {
