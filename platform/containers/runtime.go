@@ -44,7 +44,8 @@ type Parts struct {
 	Files     *daemon.FileStore // keeps what containers say while no agent is there; may be nil
 	Log       *slog.Logger
 
-	abandoned time.Duration // of tests
+	abandoned time.Duration // of tests, as is
+	kmsg      string
 }
 
 // Network gives containers their place in the network. What has been done already is no error.
@@ -69,7 +70,7 @@ type machine struct {
 
 func newMachine(p Parts) *machine {
 	p.Lease, p.Runtime = cmp.Or(p.Lease, "kanto-cm.lease"), cmp.Or(p.Runtime, "io.containerd.runc.v2")
-	p.abandoned = cmp.Or(p.abandoned, abandoned)
+	p.abandoned, p.kmsg = cmp.Or(p.abandoned, abandoned), cmp.Or(p.kmsg, "/dev/kmsg")
 	return &machine{Parts: p, host: ocispec.Probe(), consoles: map[string]*ctrlog.Console{}, forgotten: map[string]sighting{}}
 }
 
@@ -186,46 +187,59 @@ func (m *machine) Wait(ctx context.Context, id string) (Exit, error) {
 	return Exit{Code: int64(exit.Status), At: exit.At, OOM: exit.Status == 128+uint32(syscall.SIGKILL) && m.shortOfMemory(ctx, id)}, nil
 }
 
-// shortOfMemory reports whether the kernel has killed processes of a container for want of memory. The event of it may come
-// late, or while nobody listens. Where systemd makes the control groups, that of the container may be gone already, too.
+// shortOfMemory reports whether the kernel has killed the process of a container for want of memory, or others in it before. The
+// event of it may come late, or while nobody listens. Where systemd makes the control groups, that of the container may be gone
+// already, too, and a shim may be too busy to answer.
 func (m *machine) shortOfMemory(ctx context.Context, id string) bool {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	const patience = 5 * time.Second
+	short, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	metrics, err := m.Client.Tasks.Metrics(ctx, id)
-	if err == nil && len(metrics) == 1 && metrics[0].OOMKills > 0 {
-		return true
+	if task, err := m.Client.Tasks.Get(short, id, ""); err == nil {
+		killed, err := oomKilled(m.kmsg, id, task.Pid)
+		if err != nil {
+			m.Log.Debug("cannot ask the log of the kernel why a process was killed", "id", id, "error", err)
+		}
+		if killed {
+			return true
+		}
 	}
-	task, err := m.Client.Tasks.Get(ctx, id, "")
-	if err != nil {
-		return false
-	}
-	killed, err := oomKilled("/dev/kmsg", id, task.Pid)
-	if err != nil {
-		m.Log.Debug("cannot ask the log of the kernel why a process was killed", "id", id, "error", err)
-	}
-	return killed
+	short, cancel = context.WithTimeout(ctx, patience)
+	defer cancel()
+	metrics, err := m.Client.Tasks.Metrics(short, id)
+	return err == nil && len(metrics) == 1 && metrics[0].OOMKills > 0
 }
 
-// oomKilled reports whether the log of the kernel says that a process of a container has been killed for want of memory.
-func oomKilled(kmsg, id string, pid uint32) (bool, error) {
+// oomKilled reports whether the log of the kernel says that the process of a container has been killed for want of memory.
+//
+// As mm/oom_kill.c of Linux writes it, there are two lines about that. The first one tells the control group, which is called by
+// the id, or by one of systemd's names with it. When many are killed it is left out, and the second one has to do.
+func oomKilled(kmsg, id string, pid uint32) (killed bool, err error) {
 	fd, err := unix.Open(kmsg, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false, &os.PathError{Op: "open", Path: kmsg, Err: err}
 	}
 	defer unix.Close(fd)
-	// As mm/oom_kill.c of Linux writes it; the control group is called by the id, or by one of systemd's names with it.
-	re := regexp.MustCompile(`[;,]oom-kill:.*,task_memcg=[^,]*` + regexp.QuoteMeta(id) + `[^,]*,task=.*,pid=` + strconv.Itoa(int(pid)) + `,uid=`)
+	n := strconv.Itoa(int(pid))
+	const kernel = `^[0-7],[^;]*;` // what others say has larger numbers
+	first := regexp.MustCompile(kernel + `oom-kill:.*,task_memcg=([^,]*),task=.*,pid=` + n + `,uid=`)
+	group := regexp.MustCompile(`[/-]` + regexp.QuoteMeta(id) + `(\.scope)?(/|$)`)
+	second := regexp.MustCompile(kernel + `([^;:]*[Oo]ut of memory[^:]*: )?Killed process ` + n + `[ ,]`)
+	told := false                  // by the first line, which the second one is still to follow
 	record := make([]byte, 16<<10) // at least one, or the kernel refuses
 	for {
 		n, err := unix.Read(fd, record)
 		switch {
 		case err == unix.EPIPE || err == unix.EINTR: // the oldest ones have been overwritten meanwhile
+			continue
 		case err == unix.EAGAIN || err == nil && n == 0:
-			return false, nil
+			return killed, nil
 		case err != nil:
 			return false, &os.PathError{Op: "read", Path: kmsg, Err: err}
-		case re.Match(record[:n]):
-			return true, nil
+		}
+		if m := first.FindSubmatch(record[:n]); m != nil { // the last one counts: others may have had the number before
+			killed, told = group.Match(m[1]), true
+		} else if second.Match(record[:n]) {
+			killed, told = killed || !told, false
 		}
 	}
 }

@@ -819,26 +819,97 @@ func TestRealNetwork(t *testing.T) {
 	}
 }
 
+// kernelLog makes a log that gives one record at a time, as /dev/kmsg does.
+func kernelLog(t *testing.T, records ...string) (file string) {
+	t.Helper()
+	var ends [2]int
+	if err := syscall.Pipe2(ends[:], syscall.O_NONBLOCK|syscall.O_DIRECT|syscall.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range ends {
+		t.Cleanup(func() { syscall.Close(fd) })
+	}
+	for _, r := range records {
+		if _, err := syscall.Write(ends[1], []byte(r)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fmt.Sprint("/proc/self/fd/", ends[0])
+}
+
+// The log tells even if the shim does not.
+func TestOOMIsToldByTheLogAlone(t *testing.T) {
+	t.Parallel()
+	const tasks = "/containerd.services.tasks.v1.Tasks/"
+	type exit struct {
+		Status uint32 `pb:"1"`
+	}
+	type answer struct {
+		Process *containerd.Process `pb:"1"`
+	}
+	s := grpc.NewServer()
+	s.Unary(tasks+"Wait", func(context.Context, func(any) error) (any, error) { return &exit{137}, nil })
+	s.Unary(tasks+"Get", func(context.Context, func(any) error) (any, error) {
+		return &answer{&containerd.Process{Pid: 4711}}, nil
+	})
+	s.Unary(tasks+"Metrics", func(ctx context.Context, _ func(any) error) (any, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	socket := filepath.Join(t.TempDir(), "sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(l)
+	client := containerd.New(socket, "kanto-cm")
+	t.Cleanup(func() {
+		client.Close()
+		s.Shutdown(context.Background())
+	})
+	m := newMachine(Parts{Client: client, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		kmsg: kernelLog(t, "6,1,1,-;oom-kill:constraint=CONSTRAINT_MEMCG,task_memcg=/kanto-cm/a,task=sh,pid=4711,uid=0\n")})
+	if exit, err := m.Wait(t.Context(), "a"); err != nil || !exit.OOM {
+		t.Errorf("%+v, %v", exit, err)
+	}
+}
+
 func TestOOMKilled(t *testing.T) {
 	const id = "762ea426-60ec"
 	record := func(group string, pid int) string {
 		return fmt.Sprintf("6,3120,56125451111,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,"+
 			"oom_memcg=%[1]s,task_memcg=%[1]s,task=probe,pid=%[2]d,uid=0\n SUBSYSTEM=memory\n", group, pid)
 	}
-	for text, want := range map[string]bool{
-		record("/kanto-cm/"+id, 4711):                       true,
-		record("/system.slice/kanto-cm-"+id+".scope", 4711): true,
-		"": false,
-		"6,1,1,-;Linux version 6.12\n" + record("/kanto-cm/"+id, 47110): false,
-		record("/kanto-cm/other", 4711):                                 false,
-		"12,1,1,-;said by " + id + " with pid=4711,uid=0\n":             false,
-	} {
-		file := filepath.Join(t.TempDir(), "kmsg")
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := oomKilled(file, id, 4711); got != want || err != nil {
-			t.Errorf("%q: %v, %v, want %v", text, got, err, want)
+	// What the kernel writes about each process, however many there are.
+	victim := func(what string, pid int) string {
+		return fmt.Sprintf("3,3121,56125451120,-;%sKilled process %d (sh) total-vm:26852kB, anon-rss:16012kB, UID:0 pgtables:76kB oom_score_adj:1\n", what, pid)
+	}
+	const memcg = "Memory cgroup out of memory: "
+	own, other := record("/kanto-cm/"+id, 4711), record("/kanto-cm/other", 4711)
+	yes := [][]string{
+		{own},
+		{record("/system.slice/kanto-cm-"+id+".scope", 4711)},
+		{record("/kanto-cm/"+id+"/inner", 4711)},
+		{own, victim(memcg, 4711), victim(memcg, 4712)},
+		{victim(memcg, 4711)},
+		{victim("Out of memory: ", 4711)},
+		{victim("Out of memory (oom_kill_allocating_task): ", 4711)},
+		{victim("", 4711)},
+		{other, victim(memcg, 4711), victim(memcg, 4711)},
+		{other, victim(memcg, 4711), own, victim(memcg, 4711)},
+	}
+	no := [][]string{
+		{},
+		{"6,1,1,-;Linux version 6.12\n", record("/kanto-cm/"+id, 47110), victim(memcg, 47110)},
+		{other, victim(memcg, 4711)}, // which had the number before
+		{record("/kanto-cm/"+id+"1", 4711)},
+		{record("/kanto-cm/1"+id, 4711)},
+		{record("/kanto-cm/"+id+"/inner", 47)},
+		{"12,1,1,-;said by " + id + " with pid=4711,uid=0\n", "12" + own[1:], "12" + victim(memcg, 4711)[1:]},
+	}
+	for i, records := range append(yes, no...) {
+		if got, err := oomKilled(kernelLog(t, records...), id, 4711); got != (i < len(yes)) || err != nil {
+			t.Errorf("%q: %v, %v", records, got, err)
 		}
 	}
 	if _, err := oomKilled(filepath.Join(t.TempDir(), "none"), id, 1); err == nil {
