@@ -12,7 +12,9 @@ import (
 )
 
 func checkConfigCommand() applet.Command {
-	return daemon.CheckConfig("Shows a line for each key of FILE that is unknown, is not as expected or has no effect. The agent starts with such a file nevertheless.", checkConfig)
+	return daemon.CheckConfig(`Shows a line for each key of FILE that is unknown, is not as expected or has no effect. The agent starts with such a file nevertheless. Without FILE, it is the one of --cfg-file before the command, or else the usual one.
+
+Other options before the command are not looked at.`, func(o any) string { return o.(*options).CfgFile }, checkConfig)
 }
 
 func checkConfig(file string) (*config.File, error) {

@@ -248,11 +248,21 @@ func TestCheckFindsWhatTheAgentFinds(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		var out bytes.Buffer
-		if code := applet.Main([]applet.Command{Command()}, []string{name, "check-config", "--strict", path}, nil, &out, &out); code != test.code ||
-			!strings.Contains(out.String(), test.out) {
-			t.Errorf("%q: exit code %d, %s", test.file, code, &out)
+		for _, args := range [][]string{
+			{name, "check-config", "--strict", path},
+			{name, "--log-level=DEBUG", "-cfg-file", path, "check-config", "--strict"}, // behind the command line of the service
+		} {
+			var out bytes.Buffer
+			if code := applet.Main([]applet.Command{Command()}, args, nil, &out, &out); code != test.code || !strings.Contains(out.String(), test.out) ||
+				!strings.Contains(out.String(), path) {
+				t.Errorf("%q, %q: exit code %d, %s", test.file, args, code, &out)
+			}
 		}
+	}
+	var out bytes.Buffer
+	if code := applet.Main([]applet.Command{Command()}, []string{name, "--cfg-file=a", "check-config", "b"}, nil, &out, &out); code != 2 ||
+		!strings.Contains(out.String(), "expected one FILE") {
+		t.Errorf("two files: exit code %d, %s", code, &out)
 	}
 }
 

@@ -11,9 +11,9 @@ import (
 )
 
 func checkConfigCommand() applet.Command {
-	return daemon.CheckConfig(`Shows a line for each key of FILE that is unknown, is not as expected or has no effect. The update manager starts with such a file nevertheless: what it does not understand keeps its default. Without FILE, the one is checked that the update manager takes without --cfg-file.
+	return daemon.CheckConfig(`Shows a line for each key of FILE that is unknown, is not as expected or has no effect. The update manager starts with such a file nevertheless: what it does not understand keeps its default. Without FILE, it is the one of --cfg-file or --config-file before the command, or else the one that the update manager takes by itself.
 
-Neither the environment nor other options are looked at.`, checkConfig)
+Neither the environment nor other options are looked at.`, func(o any) string { return o.(*options).file() }, checkConfig)
 }
 
 func checkConfig(name string) (*config.File, error) {

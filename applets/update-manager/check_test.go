@@ -46,6 +46,13 @@ testdata/full.json: 9 warnings
 		}
 	}
 
+	for _, args := range []string{"-cfg-file testdata/minimal.json check-config", "--config-file testdata/minimal.json --domains=a -a-reboot-required=true check-config"} {
+		want := result{0, "testdata/minimal.json: 0 warnings\n", ""}
+		if diff := cmp.Diff(want, call("", strings.Fields(args)...)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", args, diff)
+		}
+	}
+
 	file := filepath.Join(t.TempDir(), "c.json")
 	if err := os.WriteFile(file, []byte("{\"domain\":\"x\",\n\"colour\":\"red\"}"), 0o600); err != nil {
 		t.Fatal(err)

@@ -143,6 +143,9 @@ func defaults() settings {
 	}
 }
 
+// file is the configuration file that is named, if one is.
+func (o *options) file() string { return cmp.Or(o.CfgFile, o.ConfigFile) }
+
 func newOptions() *options { return &options{settings: defaults()} }
 
 // load returns what the configuration file, the environment and the command line say, and what is odd about the file.
@@ -150,7 +153,7 @@ func load(c *applet.Call) (settings, []config.Warning, error) {
 	given := c.Options.(*options)
 	o := newOptions()
 	o.loaded = true
-	f, err := readFile(cmp.Or(given.CfgFile, given.ConfigFile), &o.settings)
+	f, err := readFile(given.file(), &o.settings)
 	if err != nil {
 		return settings{}, nil, err
 	}

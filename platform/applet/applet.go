@@ -73,6 +73,7 @@ type ExitCode struct {
 type Call struct {
 	Name           string   // name of the applet as called
 	Options        any      // what Command.Options returned, filled
+	Above          any      // the same of the command that this one is a sub-command of
 	Args           []string // positional arguments
 	JSON           bool     // --output json
 	Stdin          io.Reader
@@ -154,6 +155,7 @@ func dispatch(ctx context.Context, cmd *Command, path string, c *Call, args []st
 			} else {
 				path += " " + rest[0]
 			}
+			c.Above = p.options
 			return dispatch(ctx, sub, path, c, rest[1:])
 		}
 		if cmd.Args == "" {

@@ -26,8 +26,9 @@ type CheckedConfig struct {
 }
 
 // CheckConfig describes the command check-config of a service. Read reads a file, or the one that the service takes by itself if
-// the name is empty, and warns about what is odd in it.
-func CheckConfig(description string, read func(name string) (*config.File, error)) applet.Command {
+// the name is empty, and warns about what is odd in it. Named is the file that the options of the service name, given before the
+// command: who checks the command line of a service means that one.
+func CheckConfig(description string, named func(options any) string, read func(name string) (*config.File, error)) applet.Command {
 	type options struct {
 		Strict bool `long:"strict" description:"fail when there are warnings"`
 	}
@@ -42,7 +43,14 @@ func CheckConfig(description string, read func(name string) (*config.File, error
 			if len(c.Args) > 1 {
 				return applet.Exit(exitUsage, errors.New("expected one FILE"))
 			}
-			f, err := read(append(c.Args, "")[0])
+			name := append(c.Args, "")[0]
+			if before := named(c.Above); before != "" {
+				if name != "" {
+					return applet.Exit(exitUsage, fmt.Errorf("expected one FILE, found %s before the command, too", before))
+				}
+				name = before
+			}
+			f, err := read(name)
 			if err != nil {
 				return err
 			}
