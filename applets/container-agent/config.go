@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -306,11 +307,16 @@ func (s *settings) check(f *config.File) {
 		s.Containers.Runtime = runcRuntime
 	}
 	for host, r := range s.Containers.Registries {
-		if host == "" || strings.Contains(host, "/") {
-			f.Warn("containers.registry_configurations."+host, "expected HOST or HOST:PORT; has no effect")
+		if !isRegistry(host) {
+			f.Warn("containers.registry_configurations."+host, fmt.Sprintf("%.40q: %s", host, expectedRegistry))
 		}
 		if t := r.Transport; (t.ClientCert == "") != (t.ClientKey == "") {
 			f.Warn("containers.registry_configurations."+host+".transport", "expected both client_cert and client_key, or none")
+		}
+	}
+	for _, host := range s.Containers.Insecure {
+		if !isRegistry(host) {
+			f.Warn(insecureKey, fmt.Sprintf("%.40q: %s", host, expectedRegistry))
 		}
 	}
 	if v := s.Containers.Verifier; v != verifyNothing && v != verifyNotation {
@@ -336,6 +342,29 @@ func (s *settings) check(f *config.File) {
 	s.checkRemote(f)
 	slices.SortStableFunc(f.Warnings, func(a, b config.Warning) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
+	})
+}
+
+const expectedRegistry = "expected HOST or HOST:PORT, as images are named with"
+
+// isRegistry tells whether the name of an image can begin with text. An address of IPv6 may do without brackets if it has no port.
+func isRegistry(text string) bool {
+	if ip, err := netip.ParseAddr(text); err == nil {
+		return ip.Zone() == ""
+	}
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		host, port, err = net.SplitHostPort(text + ":443")
+	}
+	if n, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || n == 0 {
+		return false
+	}
+	if strings.HasPrefix(text, "[") {
+		ip, err := netip.ParseAddr(host)
+		return err == nil && ip.Is6() && ip.Zone() == ""
+	}
+	return host != "" && !strings.ContainsFunc(host, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("-_.", r)
 	})
 }
 

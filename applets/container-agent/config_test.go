@@ -155,6 +155,12 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", test.file, diff)
 		}
 	}
+	const expected = ": expected HOST or HOST:PORT, as images are named with\n"
+	if s, warnings, code, _ := configure(t, `{"containers":{"insecure_registries":["http://reg:5000","reg"],"registry_configurations":{"https:reg":{},"reg:5000":{}}}}`); code != 0 ||
+		warnings != `c.json:1: containers.insecure_registries: "http://reg:5000"`+expected+`c.json:1: containers.registry_configurations.https:reg: "https:reg"`+expected ||
+		len(s.Containers.Insecure) != 2 || len(s.Containers.Registries) != 2 {
+		t.Errorf("registries that cannot be: exit code %d, %s%+v", code, warnings, s.Containers)
+	}
 	if s, warnings, _, _ := configure(t, `{"containers":{"image_verifier_type":"Notation","runc_runtime":"io.containerd.runc.v1"}}`); s.Containers.Verifier != verifyNotation ||
 		s.Containers.Runtime != runcRuntime || strings.Count(warnings, "\n") != 2 {
 		t.Errorf("verifier %q, runtime %q, %s", s.Containers.Verifier, s.Containers.Runtime, warnings)
@@ -176,6 +182,21 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 	for file, part := range map[string]string{`{`: "c.json:1: not JSON", `[]`: "expected an object"} {
 		if _, _, code, output := configure(t, file); code != 1 || !strings.Contains(output, part) {
 			t.Errorf("%s: exit code %d, %s", file, code, output)
+		}
+	}
+}
+
+func TestRegistriesAreAsInNamesOfImages(t *testing.T) {
+	for text, want := range map[string]bool{
+		"localhost": true, "reg.example:5000": true, "10.0.2.2": true, "10.0.2.2:80": true, "my_reg-1": true, "bücher.example": true, "reg:65535": true,
+		"fd00::1": true, "[fd00::1]": true, "[fd00::1]:5000": true, "::1": true,
+		"": false, "http://reg:5000": false, "https:reg": false, "reg:5000/": false, "reg/path": false, "a b": false, "a\nb": false, "a\"b": false, " reg": false,
+		"reg:": false, ":5000": false, "reg:0": false, "reg:65536": false, "reg:99999999": false, "reg:-1": false, "reg:5000:5000": false, "user@reg": false,
+		"*.example": false, "[reg]": false, "[reg]:5000": false, "[10.0.2.2]": false, "[fd00::1": false, "fd00::1]": false, "[fd00::1]:x": false, "[fd00::1]5000": false,
+		"fe80::1%eth0": false, "[fe80::1%eth0]:1": false, "[]": false, "[": false,
+	} {
+		if got := isRegistry(text); got != want {
+			t.Errorf("%q: %t", text, got)
 		}
 	}
 }

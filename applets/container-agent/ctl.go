@@ -216,8 +216,11 @@ func (e *Editor) addRegistry() applet.Command {
 		Options: func() any { return &options{Editor: e} },
 		Run: func(ctx context.Context, c *applet.Call) error {
 			o := c.Options.(*options)
-			if o.Host == "" || strings.ContainsAny(o.Host, "/ ") {
-				return applet.Exit(exitUsage, fmt.Errorf("registry %q: expected HOST or HOST:PORT", o.Host))
+			if !isRegistry(o.Host) {
+				return applet.Exit(exitUsage, fmt.Errorf("registry %q: %s", o.Host, expectedRegistry))
+			}
+			if o.User == "" {
+				return applet.Exit(exitUsage, errors.New("the user name is empty"))
 			}
 			password, err := password(ctx, c, string(o.Password), o.PasswordFile, o.PasswordStdin)
 			if err == nil {
@@ -356,18 +359,14 @@ func (e *Editor) read() (*edited, error) {
 }
 
 // warnings are what the agent would say.
-func (f *edited) warnings() (map[string]string, error) {
+func (f *edited) warnings() ([]config.Warning, error) {
 	s := defaults()
 	file, err := config.Decode(f.name, f.now, &s)
 	if err != nil {
 		return nil, err
 	}
 	s.check(file)
-	texts := map[string]string{}
-	for _, w := range file.Warnings {
-		texts[w.Key] = w.Text
-	}
-	return texts, nil
+	return file.Warnings, nil
 }
 
 // put sets a key. The agent must understand that.
@@ -405,10 +404,11 @@ func (f *edited) change(edits ...assignment) error {
 	if err != nil {
 		return err
 	}
-	for key, text := range after {
-		if before[key] != text && text != noEffect {
+	for _, w := range after {
+		known := func(old config.Warning) bool { return old.Key == w.Key && old.Text == w.Text }
+		if !slices.ContainsFunc(before, known) && w.Text != noEffect {
 			f.now = old
-			return fmt.Errorf("%s: %s", key, strings.TrimRight(strings.TrimSuffix(text, "the default applies"), "; ,"))
+			return fmt.Errorf("%s: %s", w.Key, strings.TrimRight(strings.TrimSuffix(w.Text, "the default applies"), "; ,"))
 		}
 	}
 	return nil
