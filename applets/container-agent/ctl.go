@@ -165,7 +165,7 @@ func target(file string) string {
 func (e *Editor) setValue(name string, hidden bool) applet.Command {
 	return applet.Command{
 		Name: name, Summary: "set keys", Args: "KEY VALUE...", Options: e.options, Hidden: hidden, Ahead: true,
-		Description: "Keys that belong together, such as connection.transport.client_cert and client_key, are given together. With - a value is read from standard input. Options go before the first key: a value may begin with a dash.",
+		Description: "Keys that belong together, such as connection.transport.client_cert and client_key, are given together. With - a value is read from standard input, which has a line for each if there are more of them. Options go before the first key: a value may begin with a dash.",
 		Run: func(ctx context.Context, c *applet.Call) error {
 			args := c.Args
 			if i := slices.Index(args, "--"); i >= 0 && len(args)%2 != 0 { // is none of the pairs
@@ -174,6 +174,13 @@ func (e *Editor) setValue(name string, hidden bool) applet.Command {
 			if len(args) == 0 || len(args)%2 != 0 {
 				return applet.Exit(exitUsage, errors.New("expected pairs of KEY and VALUE, and options before them"))
 			}
+			asked := 0
+			for i := 1; i < len(args); i += 2 {
+				if args[i] == "-" {
+					asked++
+				}
+			}
+			stdin := newSource(c, asked)
 			var edits []assignment
 			for pair := range slices.Chunk(args, 2) {
 				key, value := pair[0], pair[1]
@@ -182,8 +189,8 @@ func (e *Editor) setValue(name string, hidden bool) applet.Command {
 					return applet.Exit(exitUsage, errors.New("options go before the first KEY"))
 				case value == "-":
 					var err error
-					if value, err = input(ctx, c, key, isSecret(key)); err != nil {
-						return err
+					if value, err = stdin.read(ctx, key, isSecret(key)); err != nil {
+						return fmt.Errorf("%s: %w", key, err)
 					}
 				case isSecret(key):
 					fmt.Fprintf(c.Stderr, "%s: warning: others can see a password on the command line, better give - and write it to standard input\n", c.Name)
@@ -262,7 +269,7 @@ func password(ctx context.Context, c *applet.Call, argument, file string, stdin 
 	case argument != "":
 		fmt.Fprintf(c.Stderr, "%s: warning: others can see a password on the command line, better use --password-stdin\n", c.Name)
 	case stdin:
-		text, err = input(ctx, c, "Password", true)
+		text, err = newSource(c, 1).read(ctx, "Password", true)
 	default:
 		text, err = passwordFile(file)
 	}

@@ -22,11 +22,25 @@ const maxInput = 64 << 10
 
 var errInterrupted = errors.New("interrupted, nothing is changed")
 
-// input is what standard input has until its end, or a line of a terminal, which does not show it if it is hidden.
-func input(ctx context.Context, c *applet.Call, prompt string, hidden bool) (string, error) {
+// A source is standard input, of which some values are read.
+type source struct {
+	c    *applet.Call
+	text *bufio.Reader
+	rest bool // all of it is one value
+}
+
+func newSource(c *applet.Call, values int) *source {
+	limit := int64(values) * (maxInput + 2) // each with the end of its line
+	return &source{c, bufio.NewReader(io.LimitReader(c.Stdin, limit)), values == 1}
+}
+
+// read reads a value: what standard input has until its end, or a line if there are more of them or it is a terminal, which does not
+// show the line if it is hidden.
+func (s *source) read(ctx context.Context, prompt string, hidden bool) (string, error) {
+	c := s.c
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGHUP, unix.SIGQUIT) // would leave the terminal as it is
 	defer stop()
-	read := func() ([]byte, error) { return io.ReadAll(io.LimitReader(c.Stdin, maxInput+1)) }
+	rest := s.rest
 	if fd, ok := terminal.Of(c.Stdin); ok {
 		if hidden {
 			restore, err := terminal.Hide(fd)
@@ -37,13 +51,7 @@ func input(ctx context.Context, c *applet.Call, prompt string, hidden bool) (str
 			defer restore()
 		}
 		fmt.Fprintf(c.Stderr, "%s: ", prompt)
-		read = func() ([]byte, error) {
-			line, err := bufio.NewReader(c.Stdin).ReadBytes('\n')
-			if err == io.EOF {
-				err = nil
-			}
-			return line, err
-		}
+		rest = false
 	}
 	type result struct {
 		text []byte
@@ -51,8 +59,13 @@ func input(ctx context.Context, c *applet.Call, prompt string, hidden bool) (str
 	}
 	done := make(chan result, 1)
 	go func() {
-		text, err := read()
-		done <- result{text, err}
+		var r result
+		if rest {
+			r.text, r.err = io.ReadAll(s.text)
+		} else if r.text, r.err = s.text.ReadBytes('\n'); r.err == io.EOF {
+			r.err = nil
+		}
+		done <- r
 	}()
 	select {
 	case r := <-done:

@@ -125,6 +125,10 @@ func TestConfigurationIsEdited(t *testing.T) {
 		{before: `{}`, args: "set-value connection.client_password mypass", code: 1, stderr: "client_username: empty"},
 		{before: `{}`, stdin: "mypass\n", args: "set-value connection.client_password - connection.client_username u", systemctl: restart, stdout: `"***"`,
 			after: "{\n  \"connection\": {\n    \"client_password\": \"mypass\",\n    \"client_username\": \"u\"\n  }\n}\n"},
+		{before: `{}`, stdin: "INFO\r\nmypass\n", args: "set-value log.log_level - connection.client_username u connection.client_password -", systemctl: restart,
+			after: "{\n  \"log\": {\n    \"log_level\": \"INFO\"\n  },\n  \"connection\": {\n    \"client_username\": \"u\",\n    \"client_password\": \"mypass\"\n  }\n}\n"},
+		{before: `{}`, stdin: "INFO\n", args: "set-value log.log_level - connection.client_password -", code: 1, stderr: "connection.client_password: the value is empty"},
+		{before: `{}`, stdin: "a\nb\n", args: "set-value update_agent.domain -", code: 1, stderr: "update_agent.domain: expected a name"}, // all of it is one value
 		{before: `{"connection":{"broker_url":"mqtts://b"}}`, args: "set-value connection.transport.client_cert /c connection.transport.client_key /k", systemctl: restart,
 			after: "{\n  \"connection\": {\n    \"broker_url\": \"mqtts://b\",\n    \"transport\": {\n" +
 				"      \"client_cert\": \"/c\",\n      \"client_key\": \"/k\"\n    }\n  }\n}\n"},
