@@ -520,30 +520,25 @@ func (e *Editor) save(c *applet.Call, f *edited) error {
 
 // overwrite writes the file where it is. While it does there is a copy, for who has a power cut just then.
 func (f *edited) overwrite(data []byte) error {
-	backup := f.name + ".backup"
-	if err := durable.WriteFile(backup, f.old, f.perm&0o600); err != nil {
-		return err
-	}
-	err := f.fill(data)
-	if err != nil {
-		return fmt.Errorf("%w; what it was is in %s", err, backup)
-	}
-	return durable.Remove(backup)
-}
-
-func (f *edited) fill(data []byte) error {
 	file, err := os.OpenFile(f.name, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
+	backup := f.name + ".backup"
+	if err := durable.WriteFile(backup, f.old, f.perm&0o600); err != nil {
+		return err
+	}
 	if err := file.Chmod(f.perm); err != nil {
-		return err
+		return errors.Join(err, durable.Remove(backup))
 	}
-	if _, err := file.Write(data); err != nil {
-		return err
+	if _, err = file.Write(data); err == nil {
+		err = errors.Join(file.Truncate(int64(len(data))), file.Sync())
 	}
-	return errors.Join(file.Truncate(int64(len(data))), file.Sync())
+	if err != nil {
+		return fmt.Errorf("%w; what it was is in %s", err, backup)
+	}
+	return durable.Remove(backup)
 }
 
 // remedy adds to an error what can be done about it.

@@ -381,6 +381,17 @@ func TestMountedFileIsWrittenInPlace(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
+
+	if err := unix.Mount("", file, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr, _ = edits(t, file, "", "set-value", "log.log_level", "DEBUG")
+	if code != 1 || !strings.Contains(stderr, "read-only") || !strings.Contains(stderr, "remount") || strings.Contains(stderr, "backup") {
+		t.Errorf("read-only: exit code %d, %s", code, stderr)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("left behind where nothing can be written: %v, %v", left, err)
+	}
 }
 
 func TestFileThatCannotBeWrittenComesWithARemedy(t *testing.T) {
