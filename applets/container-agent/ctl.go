@@ -4,6 +4,7 @@ package containeragent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -596,7 +597,7 @@ func withoutRegistries(data []byte) []byte {
 			data = less
 		}
 	}
-	if string(lookup(data, []string{"containers"})) == "{}" {
+	if c := string(lookup(data, []string{"containers"})); c == "{}" || c == "null" {
 		data, _ = edit(data, []string{"containers"}, nil)
 	}
 	return compact(data)
@@ -731,14 +732,19 @@ func lookup(raw json.RawMessage, path []string) json.RawMessage {
 	return raw
 }
 
-// edit sets the value at a path, or removes it if value is nil. Objects on the way are made.
+// edit sets the value at a path, or removes it if value is nil. Objects on the way are made, also of null.
 func edit(raw json.RawMessage, path []string, value json.RawMessage) (json.RawMessage, error) {
+	return editBelow(nil, raw, path, value)
+}
+
+// editBelow edits the value raw of the key above.
+func editBelow(above []string, raw json.RawMessage, path []string, value json.RawMessage) (json.RawMessage, error) {
 	if len(path) == 0 {
 		return value, nil
 	}
 	list := members(raw)
-	if list == nil {
-		return nil, fmt.Errorf("%s: not in an object", path[0])
+	if list == nil && string(raw) != "null" {
+		return nil, fmt.Errorf("%s: not an object", cmp.Or(strings.Join(above, "."), "the configuration"))
 	}
 	i := slices.IndexFunc(list, func(m member) bool { return strings.EqualFold(m.name, path[0]) })
 	if i < 0 {
@@ -747,7 +753,7 @@ func edit(raw json.RawMessage, path []string, value json.RawMessage) (json.RawMe
 		}
 		i, list = len(list), append(list, member{path[0], json.RawMessage("{}")})
 	}
-	inner, err := edit(list[i].value, path[1:], value)
+	inner, err := editBelow(append(above, path[0]), list[i].value, path[1:], value)
 	if err != nil {
 		return nil, err
 	}
