@@ -219,8 +219,9 @@ type options struct {
 
 func newOptions() *options { return &options{settings: defaults()} }
 
-// load returns what the configuration file and the command line say, and what is odd about the file.
-func load(c *applet.Call) (settings, []config.Warning, error) {
+// load returns what the configuration file and the command line say, and the file, with what is odd about it. It has no name if it is
+// not there.
+func load(c *applet.Call) (settings, *config.File, error) {
 	o := newOptions()
 	f, err := readFile(c.Options.(*options).CfgFile, &o.settings)
 	if err == nil {
@@ -230,7 +231,22 @@ func load(c *applet.Call) (settings, []config.Warning, error) {
 		return settings{}, nil, err
 	}
 	o.check(f)
-	return o.settings, f.Warnings, nil
+	return o.settings, f, nil
+}
+
+// again returns what is like load, but a file that is gone since it was there is an error: it is not meant to be none.
+func again(c *applet.Call, there bool) func() (settings, []config.Warning, error) {
+	return func() (settings, []config.Warning, error) {
+		s, f, err := load(c)
+		if err != nil {
+			return settings{}, nil, err
+		}
+		if there && f.Name == "" {
+			return settings{}, nil, fmt.Errorf("there is no %s any more", cmp.Or(c.Options.(*options).CfgFile, configFile))
+		}
+		there = f.Name != ""
+		return s, f.Warnings, nil
+	}
 }
 
 // readFile reads a configuration file. The usual one need not be there, and an empty one is as good as none.

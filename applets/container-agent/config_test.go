@@ -33,10 +33,12 @@ func configure(t *testing.T, file string, args ...string) (s settings, warnings 
 	}
 	command := Command()
 	command.Run = func(_ context.Context, c *applet.Call) error {
-		var list []config.Warning
 		var err error
-		s, list, err = load(c)
-		for _, w := range list {
+		var f *config.File
+		if s, f, err = load(c); err != nil {
+			return err
+		}
+		for _, w := range f.Warnings {
 			if w.File != "" {
 				w.File = filepath.Base(w.File)
 			}
@@ -182,6 +184,29 @@ func TestOddConfigurationIsReportedAndMadeGood(t *testing.T) {
 	for file, part := range map[string]string{`{`: "c.json:1: not JSON", `[]`: "expected an object"} {
 		if _, _, code, output := configure(t, file); code != 1 || !strings.Contains(output, part) {
 			t.Errorf("%s: exit code %d, %s", file, code, output)
+		}
+	}
+}
+
+func TestFileThatIsGoneIsNoneOnlyIfItWasNeverThere(t *testing.T) {
+	o := newOptions()
+	o.CfgFile = filepath.Join(t.TempDir(), "c.json")
+	load := again(&applet.Call{Options: o}, false)
+	if _, warnings, err := load(); err != nil || len(warnings) != 1 {
+		t.Errorf("none: %v, %v", warnings, err)
+	}
+	if err := os.WriteFile(o.CfgFile, []byte(`{"containers":{"registry_configurations":{"reg":{}}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, _, err := load(); err != nil || len(s.Containers.Registries) != 1 {
+		t.Errorf("one that has come: %v, %v", s.Containers, err)
+	}
+	if err := os.Remove(o.CfgFile); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, _, err := load(); err == nil || !strings.Contains(err.Error(), o.CfgFile) {
+			t.Errorf("one that is gone: %v", err)
 		}
 	}
 }

@@ -41,14 +41,14 @@ func run(ctx context.Context, c *applet.Call) error {
 		_, err := fmt.Fprintln(c.Stdout, applet.Version)
 		return err
 	}
-	s, warnings, err := load(c)
+	s, file, err := load(c)
 	if err != nil {
 		return err
 	}
 	return daemon.Run(ctx, daemon.Options{
-		Name: name, LogLevel: s.Log.Level, LogFile: daemon.LogFile(s.Log.File, s.Log.Size, s.Log.Count, s.Log.MaxAge), Stderr: c.Stderr, Warnings: warnings,
+		Name: name, LogLevel: s.Log.Level, LogFile: daemon.LogFile(s.Log.File, s.Log.Size, s.Log.Count, s.Log.MaxAge), Stderr: c.Stderr, Warnings: file.Warnings,
 	}, func(ctx context.Context, log *slog.Logger, n *daemon.Notifier) error {
-		return s.serve(ctx, log, n, func() (settings, []config.Warning, error) { return load(c) })
+		return s.serve(ctx, log, n, again(c, file.Name != ""))
 	})
 }
 

@@ -194,6 +194,13 @@ func TestAgentDeploysKeepsAndReloads(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.await("registries are read again", func() bool { return strings.Contains(r.log.String(), "registries=2") })
+	if err := errors.Join(os.Rename(r.config, r.config+"~"), syscall.Kill(os.Getpid(), syscall.SIGHUP)); err != nil {
+		t.Fatal(err)
+	}
+	r.await("it is noticed that the file is gone", func() bool { return strings.Contains(r.log.String(), "cannot read the configuration again") })
+	if err := os.Rename(r.config+"~", r.config); err != nil {
+		t.Fatal(err)
+	}
 
 	if err := r.stop(); err != nil {
 		t.Errorf("the agent ended with %v", err)
