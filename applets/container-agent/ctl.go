@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -109,7 +110,9 @@ func (e *Editor) command(name, summary, args string, n int, change func(*applet.
 
 // update reads, changes and writes the file, which nobody else does meanwhile, and lets the agent know.
 func (e *Editor) update(ctx context.Context, c *applet.Call, change func(*edited) error) (*edited, error) {
-	unlock, err := lockDir(filepath.Dir(target(e.File)))
+	unlock, err := lockDir(ctx, filepath.Dir(target(e.File)), func() {
+		fmt.Fprintf(c.Stderr, "%s: waiting for another edit of %s\n", c.Name, e.File)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("lock configuration: %w", remedy(err))
 	}
@@ -130,15 +133,26 @@ func (e *Editor) update(ctx context.Context, c *applet.Call, change func(*edited
 	return f, err
 }
 
-// lockDir waits until nobody else has the directory.
-func lockDir(dir string) (unlock func(), err error) {
+// lockDir waits until nobody else has the directory, and says so if that takes a second.
+func lockDir(ctx context.Context, dir string, say func()) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+	const pause = 20 * time.Millisecond
+	for waited := time.Duration(0); ; waited += pause {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EWOULDBLOCK && err != unix.EINTR {
 			break
+		}
+		if waited == time.Second {
+			say()
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, applet.Exit(exitInterrupted, errInterrupted)
+		case <-time.After(pause):
 		}
 	}
 	if err != nil {

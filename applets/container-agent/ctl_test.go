@@ -354,14 +354,46 @@ func TestValuesAreTypedAtATerminal(t *testing.T) {
 // An interrupt that comes after the value does count.
 func TestInterruptedEditIsNotMade(t *testing.T) {
 	file := t.TempDir() + "/c.json"
-	ctx, cancel := context.WithCancel(t.Context())
-	e := &Editor{File: file, NoReload: true}
-	_, err := e.update(ctx, &applet.Call{Stderr: io.Discard}, func(f *edited) error {
-		cancel()
-		return f.put([]string{"log", "log_level"}, "DEBUG")
-	})
-	if _, e := os.Stat(file); err == nil || e == nil {
-		t.Errorf("%v, %v", err, e)
+	interrupted := applet.Command{Name: "x", Run: func(ctx context.Context, c *applet.Call) error {
+		ctx, cancel := context.WithCancel(ctx)
+		e := &Editor{File: file, NoReload: true}
+		_, err := e.update(ctx, c, func(f *edited) error {
+			cancel()
+			return f.put([]string{"log", "log_level"}, "DEBUG")
+		})
+		return err
+	}}
+	code := applet.Main([]applet.Command{interrupted}, []string{"x"}, nil, t.Output(), t.Output())
+	if _, err := os.Stat(file); code != 130 || err == nil {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+}
+
+func TestWaitForAnotherEditIsSaidAndCanBeInterrupted(t *testing.T) {
+	interrupted := make(chan os.Signal, 1) // the tests are not
+	signal.Notify(interrupted, os.Interrupt)
+	defer signal.Stop(interrupted)
+	dir := t.TempDir()
+	other, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	s := newScreen(t, dir+"/c.json", "set-value", "log.log_level", "DEBUG")
+	s.await(t, "waiting for another edit of "+dir+"/c.json\n")
+	unix.Kill(os.Getpid(), unix.SIGINT)
+	code := s.end(t)
+	if _, err := os.Stat(dir + "/c.json"); code != 130 || err == nil || !strings.Contains(s.stderr.String(), "nothing is changed") {
+		t.Errorf("exit code %d, %s, %v", code, s.stderr.String(), err)
+	}
+	s = newScreen(t, dir+"/c.json", "set-value", "log.log_level", "DEBUG")
+	s.await(t, "waiting for another edit")
+	other.Close()
+	if code := s.end(t); code != 0 || strings.Count(s.stderr.String(), "waiting") != 1 {
+		t.Errorf("exit code %d, %s", code, s.stderr.String())
 	}
 }
 
