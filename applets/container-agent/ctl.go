@@ -45,6 +45,7 @@ type Editor struct {
 // ControlCommand describes sdv-kanto-ctl.
 func ControlCommand() applet.Command {
 	e := &Editor{File: configFile}
+	initial := *e
 	exits := []applet.ExitCode{
 		{Code: exitUntold, Meaning: "the configuration is changed, but the container agent could not be told"},
 		{Code: exitInterrupted, Meaning: "it was interrupted before it changed anything"},
@@ -55,12 +56,15 @@ func ControlCommand() applet.Command {
 		Description: `Changes a key, if the agent would understand the value, in one step: the file is the old one or the new one. Then the agent is told. It reads registries again as it runs; for anything else it is restarted, which containers do not notice.
 
 A key is given with those around it, as containers.image_expiry. Passwords are not shown.`,
-		Options: func() any { return e },
-		Exit:    exits,
-		Run:     func(context.Context, *applet.Call) error { return applet.Help },
+		Options: func() any {
+			*e = initial // the commands share it, but help shows the defaults
+			return e
+		},
+		Exit: exits,
+		Run:  func(context.Context, *applet.Call) error { return applet.Help },
 		Sub: []applet.Command{
 			e.addRegistry(), e.removeRegistry(),
-			e.command("remove-all-registries", "forget all registries", "", 0, func(c *applet.Call, f *edited) error {
+			e.command("remove-all-registries", "forget all registries", "", func(c *applet.Call, f *edited) error {
 				return f.remove(strings.Split(registriesKey, "."))
 			}),
 			e.listRegistries(),
@@ -72,10 +76,10 @@ A key is given with those around it, as containers.image_expiry. Passwords are n
 				return f.show(c.Stdout)
 			}},
 			e.setValue("set-value", false), e.setValue("set", true),
-			e.command("add-entry", "add a text to a list", "KEY TEXT", 2, func(c *applet.Call, f *edited) error {
+			e.command("add-entry", "add a text to a list", "KEY TEXT", func(c *applet.Call, f *edited) error {
 				return f.addEntry(c.Args[0], c.Args[1])
 			}),
-			e.command("remove-entry", "remove a text from a list", "KEY TEXT", 2, func(c *applet.Call, f *edited) error {
+			e.command("remove-entry", "remove a text from a list", "KEY TEXT", func(c *applet.Call, f *edited) error {
 				return f.removeEntry(c.Args[0], c.Args[1])
 			}),
 		},
@@ -89,12 +93,12 @@ A key is given with those around it, as containers.image_expiry. Passwords are n
 func (e *Editor) options() any { return e }
 
 // command is one that changes the configuration and shows it.
-func (e *Editor) command(name, summary, args string, n int, change func(*applet.Call, *edited) error) applet.Command {
+func (e *Editor) command(name, summary, args string, change func(*applet.Call, *edited) error) applet.Command {
 	return applet.Command{
 		Name: name, Summary: summary, Args: args, Options: e.options,
 		Run: func(ctx context.Context, c *applet.Call) error {
-			if len(c.Args) != n {
-				return applet.Exit(exitUsage, fmt.Errorf("expected %d arguments", n))
+			if len(c.Args) != len(strings.Fields(args)) {
+				return applet.Exit(exitUsage, fmt.Errorf("expected %s", args))
 			}
 			if err := wellFormed(c.Args...); err != nil {
 				return err

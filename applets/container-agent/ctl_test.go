@@ -144,7 +144,8 @@ func TestConfigurationIsEdited(t *testing.T) {
 		{before: `{}`, args: "set-value containers.image_expiry 744", code: 1, stderr: "with its unit"},
 		{before: `{}`, args: "set-value log.log_level 5", code: 1, stderr: "DEBUG or TRACE"},
 		{before: `{}`, args: "set-value log.log_level", code: 2, stderr: "pairs of KEY and VALUE"},
-		{before: `{}`, args: "add-entry containers.insecure_registries", code: 2, stderr: "2 arguments"},
+		{before: `{}`, args: "add-entry containers.insecure_registries", code: 2, stderr: "expected KEY TEXT"},
+		{before: `{}`, args: "remove-all-registries x", code: 2, stderr: `unexpected argument "x"`},
 		{before: `{}`, args: "add-entry log.log_level x", code: 1, stderr: "expected a string, found a list"},
 		{before: `{`, args: "set-value log.log_level DEBUG", code: 1, stderr: "not JSON"},
 		{before: `{}`, args: "bogus", code: 2, stderr: "bogus"},
@@ -182,6 +183,15 @@ func TestFailedAgentIsStartedForAnyChange(t *testing.T) {
 	} {
 		if code, _, stderr, systemctl := edits(t, t.TempDir()+"/c.json", "", strings.Fields(args)...); code != 0 || systemctl != want || stderr != "" {
 			t.Errorf("%s: exit code %d, %s, systemctl %q", args, code, stderr, systemctl)
+		}
+	}
+}
+
+func TestHelpShowsTheDefaults(t *testing.T) {
+	for _, args := range []string{"-r", "-r --help"} {
+		code, stdout, stderr, _ := edits(t, t.TempDir()+"/c.json", "", strings.Fields(args)...)
+		if code != 0 || stderr != "" || strings.Contains(stdout, "(default true)") || !strings.Contains(stdout, configFile+")") {
+			t.Errorf("%s: exit code %d, %s%s", args, code, stdout, stderr)
 		}
 	}
 }
