@@ -385,10 +385,10 @@ func TestWhatCannotWorkIsRefused(t *testing.T) {
 		{`{"connection":{"broker":"wss://x"}}`, "", 1, `broker "wss://x": unknown scheme`},
 		{`{"connection":{"broker":"mqtts://x","cert":"c"}}`, "", 1, "belong together"},
 		{`{}`, "--bogus", 2, "unknown flag `bogus'"},
-		{`{}`, "-reboot-enabled=maybe", 2, "invalid argument for flag `--reboot-enabled'"},
+		{`{}`, "-reboot-enabled=maybe", 2, `--reboot-enabled: "maybe": expected true or false`},
 		{`{}`, "-reboot-after=soon", 2, `"soon": expected a duration such as "30s"`},
 		{`{}`, "-failure-policy=none", 2, "Invalid value `none'"},
-		{`{}`, "-containers-reboot-required=x", 2, "invalid argument for flag `--containers-reboot-required'"},
+		{`{}`, "-containers-reboot-required=x", 2, `--containers-reboot-required: "x": expected true or false`},
 		{`{}`, "-h", 0, "--NAME-reboot-required"},
 	} {
 		got := start(t, test.file, "", strings.Fields(test.args)...)

@@ -229,8 +229,8 @@ func TestCommandLineIsLaidOverAFile(t *testing.T) {
 		{"", "REBOOT=0 COUNT=4", result{0, " false 4 [file] false false 0s\n", ""}},
 		{"-count 5 -reboot", "REBOOT=0 COUNT=4", result{0, " true 5 [file] false false 0s\n", ""}},
 		{"", "REBOOT=maybe COUNT=", result{0, " true 2 [file] false false 0s\n",
-			"car: environment variable APPLET_TEST_REBOOT is ignored: strconv.ParseBool: parsing \"maybe\": invalid syntax\n" +
-				"car: environment variable APPLET_TEST_COUNT is ignored: strconv.ParseInt: parsing \"\": invalid syntax\n"}},
+			"car: environment variable APPLET_TEST_REBOOT is ignored: \"maybe\": expected true or false\n" +
+				"car: environment variable APPLET_TEST_COUNT is ignored: \"\": expected a whole number\n"}},
 		{"", "REBOOT=", result{0, " true 2 [file] false false 0s\n", "car: environment variable APPLET_TEST_REBOOT is ignored: empty\n"}},
 		{"-front-left-braked --rear-braked=true", "", result{0, " true 2 [file] true true 0s\n", ""}},
 		{"-front-left-braked=false -count 6", "", result{0, " true 6 [file] false false 0s\n", ""}},
@@ -240,8 +240,7 @@ func TestCommandLineIsLaidOverAFile(t *testing.T) {
 		{"wash -spare-since 1h", "", result{2, "", "car: unknown flag `s'\nTry \"car wash --help\".\n"}},
 		{"- -rear-braked=true", "", result{2, "", "car: unknown command \"-\", the nearest is \"wash\"\nTry \"car --help\".\n"}},
 		{"-side-braked", "", result{2, "", "car: unknown flag `side-braked'\nTry \"car --help\".\n"}},
-		{"-rear-braked=soon", "", result{2, "", "car: invalid argument for flag `--rear-braked' (expected *bool): " +
-			"strconv.ParseBool: parsing \"soon\": invalid syntax\nTry \"car --help\".\n"}},
+		{"-rear-braked=soon", "", result{2, "", "car: --rear-braked: \"soon\": expected true or false\nTry \"car --help\".\n"}},
 		{"wash --output json", "COUNT=x", result{0, "washed true\n", ""}},
 		{"-rear-braked wash", "", result{0, "washed false\n", ""}},
 	} {
@@ -262,6 +261,41 @@ func TestCommandLineIsLaidOverAFile(t *testing.T) {
 	}
 }
 
+// even is a number with an opinion of its own.
+type even int
+
+func (*even) UnmarshalFlag(text string) error { return fmt.Errorf("%q: expected an even number", text) }
+
+func TestWrongValueIsExplainedWithoutGo(t *testing.T) {
+	command := Command{Name: "x", Summary: "x", Run: func(context.Context, *Call) error { return nil }, Options: func() any {
+		return new(struct {
+			Interval time.Duration `short:"i" long:"interval"`
+			Times    []uint        `long:"times"`
+			Share    float64       `long:"share"`
+			Count    *int          `short:"n"`
+			Byte     int8          `long:"byte"`
+			Even     even          `long:"even"`
+		})
+	}}
+	for args, want := range map[string]string{
+		"--interval=5":      `-i, --interval: "5": expected a duration such as 5s`,
+		"-i 5x":             `-i, --interval: "5x": expected a duration such as 5s`,
+		`--interval=a"b\c`:  `-i, --interval: "a\"b\\c": expected a duration such as 5s`,
+		"--times=1 --times": "expected argument for flag `--times'",
+		"--times=1.5":       `--times: "1.5": expected a whole number`,
+		"--share=half":      `--share: "half": expected a number`,
+		"-n x":              `-n: "x": expected a whole number`,
+		"--byte=128":        `--byte: "128": out of range`,
+		"--even=3":          `--even: "3": expected an even number`,
+	} {
+		var out bytes.Buffer
+		code := Main([]Command{command}, append([]string{"x"}, strings.Fields(args)...), nil, &out, &out)
+		if want := "x: " + want + "\nTry \"x --help\".\n"; code != 2 || out.String() != want {
+			t.Errorf("%s: exit code %d, %s, want %s", args, code, &out, want)
+		}
+	}
+}
+
 func TestErrorNamesTheAppletAndSetsTheExitCode(t *testing.T) {
 	for _, test := range []struct {
 		args string
@@ -273,8 +307,7 @@ func TestErrorNamesTheAppletAndSetsTheExitCode(t *testing.T) {
 		{"slots fail 3 --output json", result{3, "", `{"error":"cannot switch: slot is bad","code":3}` + "\n"}},
 		{"slots fial", result{2, "", "slots: unknown command \"fial\", the nearest is \"fail\"\nTry \"slots --help\".\n"}},
 		{"slots show --bogus", result{2, "", "slots: unknown flag `bogus'\nTry \"slots show --help\".\n"}},
-		{"slots show --wait soon", result{2, "", "slots: invalid argument for flag `--wait' (expected time.Duration): " +
-			"time: invalid duration \"soon\"\nTry \"slots show --help\".\n"}},
+		{"slots show --wait soon", result{2, "", "slots: --wait: \"soon\": expected a duration such as 5s\nTry \"slots show --help\".\n"}},
 		{"agent extra", result{2, "", "agent: unexpected argument \"extra\"\nTry \"agent --help\".\n"}},
 		{"agent --output json", result{2, "", "agent: unknown flag `output'\nTry \"agent --help\".\n"}},
 		{"sdvbox", result{2, "", "sdvbox: an applet is needed\nTry \"sdvbox --help\".\n"}},

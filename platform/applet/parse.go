@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jessevdk/go-flags"
 )
@@ -86,7 +89,47 @@ func (p *parser) parse(args []string, stop bool) ([]string, error) {
 	if p.flags.FindOptionByLongName("help").Value().(bool) { // whatever else is missing or wrong after it
 		return nil, Help
 	}
-	return rest, err
+	return rest, p.explain(err)
+}
+
+// explain words an error about the value of an option for those who do not know the types and functions of Go, which go-flags names.
+func (p *parser) explain(err error) error {
+	e := (*flags.Error)(nil)
+	if !errors.As(err, &e) || e.Type != flags.ErrMarshal {
+		return err
+	}
+	spelled, text, _ := strings.Cut(strings.TrimPrefix(e.Message, "invalid argument for flag `"), "'")
+	_, text, _ = strings.Cut(text, ": ") // the type is before it
+	o := p.lookup(strings.TrimLeft(spelled[strings.LastIndexByte(spelled, ' ')+1:], "-"))
+	if o == nil {
+		return err
+	}
+	return fmt.Errorf("%s: %s", o, wrong(o, text))
+}
+
+var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+
+// wrong is what is wrong with a value that o cannot have, of which an error says text.
+func wrong(o *flags.Option, text string) string {
+	values := quoted.FindAllString(text, -1)
+	if len(values) == 0 || !strings.HasPrefix(text, "strconv.") && !strings.HasPrefix(text, "time: ") {
+		return text // of a type that knows better
+	}
+	value := values[len(values)-1]
+	if strings.HasSuffix(text, strconv.ErrRange.Error()) {
+		return value + ": out of range"
+	}
+	t := valueType(o)
+	expected := "a number"
+	switch {
+	case t == reflect.TypeFor[time.Duration]():
+		expected = "a duration such as 5s"
+	case t.Kind() == reflect.Bool:
+		expected = "true or false"
+	case t.Kind() != reflect.Float32 && t.Kind() != reflect.Float64:
+		expected = "a whole number"
+	}
+	return value + ": expected " + expected
 }
 
 func (p *parser) json() bool { return p.output.Output == "json" }
@@ -107,7 +150,7 @@ func (p *parser) environ() {
 		}
 		if err != nil {
 			o.EnvDefaultKey = ""
-			p.ignored = append(p.ignored, fmt.Sprintf("environment variable %s is ignored: %v", key, err))
+			p.ignored = append(p.ignored, fmt.Sprintf("environment variable %s is ignored: %s", key, wrong(o, err.Error())))
 		}
 	})
 }
@@ -213,9 +256,15 @@ func (p *parser) each(yield func(*flags.Option)) {
 
 // takesValue reports whether an option needs a value, as --path=DIR does.
 func takesValue(o *flags.Option) bool {
+	t := valueType(o)
+	return t.Kind() != reflect.Bool && !(t.Kind() == reflect.Func && t.NumIn() == 0)
+}
+
+// valueType is the type of a value of o, of which there may be a list.
+func valueType(o *flags.Option) reflect.Type {
 	t := reflect.TypeOf(o.Value())
 	for t.Kind() == reflect.Slice || t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	return t.Kind() != reflect.Bool && !(t.Kind() == reflect.Func && t.NumIn() == 0)
+	return t
 }
