@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"reflect"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -107,15 +106,12 @@ func (p *parser) explain(err error) error {
 	return fmt.Errorf("%s: %s", o, wrong(o, text))
 }
 
-var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
-
 // wrong is what is wrong with a value that o cannot have, of which an error says text.
 func wrong(o *flags.Option, text string) string {
-	values := quoted.FindAllString(text, -1)
-	if len(values) == 0 || !strings.HasPrefix(text, "strconv.") && !strings.HasPrefix(text, "time: ") {
+	value := lastQuoted(text)
+	if value == "" || !strings.HasPrefix(text, "strconv.") && !strings.HasPrefix(text, "time: ") {
 		return text // of a type that knows better
 	}
-	value := values[len(values)-1]
 	if strings.HasSuffix(text, strconv.ErrRange.Error()) {
 		return value + ": out of range"
 	}
@@ -130,6 +126,18 @@ func wrong(o *flags.Option, text string) string {
 		expected = "a whole number"
 	}
 	return value + ": expected " + expected
+}
+
+// lastQuoted returns the last string in quotes, as errors of strconv and time have it, with its quotes.
+func lastQuoted(text string) (last string) {
+	for {
+		_, rest, _ := strings.Cut(text, `"`)
+		next, err := strconv.QuotedPrefix(`"` + rest)
+		if err != nil {
+			return last
+		}
+		last, text = next, rest[len(next)-1:]
+	}
 }
 
 func (p *parser) json() bool { return p.output.Output == "json" }
