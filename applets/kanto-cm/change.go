@@ -215,21 +215,33 @@ func (s *Access) update() applet.Command {
 					limits := found.HostConfig.Resources
 					if o.Memory != nil {
 						limits.Memory = limit(*o.Memory)
-						if o.MemorySwap == nil { // what was chosen for the memory before does not fit
-							limits.MemorySwap = ""
-						}
 					}
 					if o.MemoryReservation != nil {
 						limits.MemoryReservation = limit(*o.MemoryReservation)
 					}
 					if o.MemorySwap != nil {
 						limits.MemorySwap = string(*o.MemorySwap)
+					} else {
+						fitSwap(&limits)
 					}
 					wanted.Resources = &limits
 				}
 				return client.Update(ctx, found.ID, wanted)
 			})
 		},
+	}
+}
+
+// fitSwap gives up a limit of swap that makes no sense with the memory: with less than that it becomes what it is for a new
+// container.
+func fitSwap(r *ctrmodel.Resources) {
+	memory, _, swap, err := r.Limits()
+	switch {
+	case r.Memory == "":
+		r.MemorySwap = ""
+	case err == nil && swap >= 0 && swap < memory: // what is no size is for the agent to complain about
+		r.MemorySwap = ""
+		r.Defaults()
 	}
 }
 

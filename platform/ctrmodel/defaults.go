@@ -66,11 +66,11 @@ func (h *HostConfig) defaults() {
 	} else {
 		set(&m.MaxBufferSize, defaultLogBufferSize)
 	}
-	h.Resources.defaults()
+	h.Resources.Defaults()
 }
 
-// defaults lets a container have as much swap as memory.
-func (r *Resources) defaults() {
+// Defaults lets a container have as much swap as memory, if nothing is said of that.
+func (r *Resources) Defaults() {
 	if r.Memory != "" && r.MemorySwap == "" {
 		r.MemorySwap = double(r.Memory)
 	}
