@@ -870,6 +870,58 @@ func TestShutdownFinishesCallsAndEndsStreams(t *testing.T) {
 	}
 }
 
+// What handlers work with may end with the server, or know of its end.
+func TestCallsThatEndWithTheServerSaySo(t *testing.T) {
+	for _, test := range []struct {
+		err  error // of the handler
+		want string
+	}{
+		{context.Canceled, "shutting down"},
+		{Errorf(Unavailable, "the engine is stopping"), "shutting down"},
+		{Errorf(NotFound, "there is none"), "there is none"},
+	} {
+		begun, finish := make(chan struct{}, 2), make(chan struct{})
+		c, s := serve(t, func(s *Server) {
+			s.Unary("/t.T/Slow", func(context.Context, func(any) error) (any, error) {
+				begun <- struct{}{}
+				<-finish
+				return nil, test.err
+			})
+			s.Stream("/t.T/Stream", func(context.Context, *ServerStream) error {
+				begun <- struct{}{}
+				<-finish
+				return test.err
+			})
+		})
+		ctx := inTime(t)
+		st, err := c.Stream(ctx, "/t.T/Stream")
+		if err != nil {
+			t.Fatal(err)
+		}
+		called := make(chan error)
+		go func() { called <- c.Call(ctx, "/t.T/Slow", &message{}, &message{}) }()
+		<-begun
+		<-begun
+		s.stop() // as Shutdown does at first
+		close(finish)
+		for what, err := range map[string]error{"call": <-called, "stream": st.Recv(&message{})} {
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s that ended with %v: %v, want %s", what, test.err, err, test.want)
+			}
+		}
+	}
+}
+
+// A call that ends while the server goes on is not about the server.
+func TestCancelledCallsOfAServerThatGoesOnAreThat(t *testing.T) {
+	c, _ := serve(t, func(s *Server) {
+		s.Unary("/t.T/Call", func(context.Context, func(any) error) (any, error) { return nil, context.Canceled })
+	})
+	if err := c.Call(inTime(t), "/t.T/Call", &message{}, &message{}); CodeOf(err) != Canceled {
+		t.Error(err)
+	}
+}
+
 func TestManyCallsAtOnce(t *testing.T) {
 	gate := make(chan struct{})
 	var waiting atomic.Int64

@@ -49,7 +49,7 @@ func (s *Server) Unary(method string, h func(ctx context.Context, decode func(an
 			return err
 		})
 		if err != nil {
-			return err
+			return s.unlessStopping(c.ctx, err)
 		}
 		return c.send(answer)
 	}
@@ -58,19 +58,25 @@ func (s *Server) Unary(method string, h func(ctx context.Context, decode func(an
 // Stream adds a method with any number of messages either way. Its context ends when the server is shut down.
 func (s *Server) Stream(method string, h func(ctx context.Context, st *ServerStream) error) {
 	s.methods[method] = func(c *call) error {
-		ctx, cancel := context.WithCancelCause(c.ctx)
+		client := c.ctx
+		ctx, cancel := context.WithCancelCause(client)
 		defer cancel(nil)
 		defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
 		c.ctx = ctx
 		defer c.interrupt()()
 		st := &ServerStream{call: c}
 		defer st.finish()
-		err := h(ctx, st)
-		if context.Cause(ctx) == errStopping && CodeOf(err) == Canceled {
-			err = errStopping
-		}
-		return err
+		return s.unlessStopping(client, h(ctx, st))
 	}
+}
+
+// unlessStopping is the error of a call, unless that comes of the end of the server: then who is still there is told that.
+func (s *Server) unlessStopping(client context.Context, err error) error {
+	code := CodeOf(err)
+	if s.stopping.Err() != nil && client.Err() == nil && (code == Canceled || code == Unavailable) {
+		return errStopping
+	}
+	return err
 }
 
 var errStopping = &Error{Unavailable, "the server is shutting down"}
