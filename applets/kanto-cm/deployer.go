@@ -154,7 +154,7 @@ func (d *deployer) deploy(ctx context.Context, client *cmapi.Client) error {
 			err = d.file(ctx, client, file, data, !again, next.initial)
 		}
 		if err != nil {
-			failed = append(failed, fmt.Errorf("%s: %v", file, err))
+			failed = append(failed, fmt.Errorf("%s: %w", file, err))
 			next.pause = time.Second
 			if again {
 				next.pause = min(2*last.pause, time.Minute)

@@ -7,6 +7,7 @@ package kantocm
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/user"
 	"slices"
@@ -73,7 +74,9 @@ func (s *Access) run(ctx context.Context, do func(*cmapi.Client) error) error {
 	defer client.Close()
 	err := s.wait(ctx, client)
 	if err == nil {
-		err = do(client)
+		if err = do(client); errors.Is(err, cmapi.ErrLost) {
+			err = applet.Exit(exitDown, fmt.Errorf("lost the container agent at %s: %w", s.Host, err))
+		}
 	}
 	switch {
 	case err == nil:

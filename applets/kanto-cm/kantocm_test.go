@@ -567,6 +567,62 @@ func TestNobodyThereIsSaidAtOnce(t *testing.T) {
 	}
 }
 
+// dying is an engine whose server ends in the middle of a call, as it says or not.
+type dying struct {
+	*fake
+	end func()
+}
+
+func (d *dying) Start(ctx context.Context, _ string) error {
+	d.end()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (d *dying) Logs(ctx context.Context, _ string, _ ctrmodel.LogOptions, _ func([]byte) error) error {
+	return d.Start(ctx, "")
+}
+
+func (d *dying) Stats(context.Context, string) (ctrmodel.Stats, error) {
+	return ctrmodel.Stats{}, ctrmodel.Errorf(ctrmodel.Unavailable, "containerd does not answer")
+}
+
+func TestAgentThatIsLostIsSaid(t *testing.T) {
+	for _, test := range []struct {
+		line     string
+		kill     bool
+		code     int
+		out, not string
+	}{
+		{"start id2", true, exitDown, "lost the container agent at unix:/", ""},
+		{"logs id2 -f", true, exitDown, "lost the container agent at unix:/", ""},
+		{"logs id2 -f", false, exitDown, "is shutting down", ""},
+		{"stats id1", false, 1, "containerd does not answer", "lost"},
+	} {
+		d := &dying{fake: newFake()}
+		s := grpc.NewServer()
+		cmapi.Register(s, d, cmapi.ProjectInfo{})
+		host := "unix:" + filepath.Join(t.TempDir(), "sock")
+		l, err := control.Listen(host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go s.Serve(l)
+		over, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		d.end = func() {
+			if test.kill {
+				cancel()
+			}
+			go s.Shutdown(over)
+		}
+		code, _, stderr := call("", append([]string{"kanto-cm", "--host", host}, strings.Fields(test.line)...)...)
+		if code != test.code || !strings.Contains(stderr, test.out) || test.not != "" && strings.Contains(stderr, test.not) {
+			t.Errorf("%s: exit code %d, %s", test.line, code, stderr)
+		}
+	}
+}
+
 func TestAgentThatComesLateIsWaitedForIfAsked(t *testing.T) {
 	host := serve(t, newFake())
 	if err := os.Rename(host, host+".later"); err != nil {

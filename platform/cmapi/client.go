@@ -14,6 +14,10 @@ import (
 	"sdvbox/platform/protobuf"
 )
 
+// ErrLost is in an error of a Client that has lost the process with the engine. Other errors of kind Unavailable are what the
+// engine says.
+var ErrLost = grpc.ErrLost
+
 // Client is an engine in another process. Its methods are those of Engine, unless they say otherwise.
 type Client struct{ grpc *grpc.Client }
 

@@ -57,13 +57,13 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 		if errors.As(err, &op) {
 			err = op.Err
 		}
-		return nil, Errorf(Unavailable, "cannot connect to %s: %v", c.target, err)
+		return nil, lost("cannot connect to %s: %v", c.target, err)
 	}
 	c.conns[conn] = true
 	return &clientConn{conn, c}, nil
 }
 
-var errClosed = &Error{Canceled, "client is closed"}
+var errClosed = Errorf(Canceled, "client is closed")
 
 // clientConn is a connection that the client knows of for as long as it is open.
 type clientConn struct {
@@ -234,9 +234,9 @@ func fromTransport(ctx context.Context, err error) error {
 		return e
 	// The clock is asked because the server, which knows the deadline, may end the call before our timer does.
 	case limited && !time.Now().Before(deadline), errors.Is(err, context.DeadlineExceeded):
-		return &Error{DeadlineExceeded, "the deadline has passed"}
+		return Errorf(DeadlineExceeded, "the deadline has passed")
 	case ctx.Err() == context.Canceled, errors.Is(err, context.Canceled):
-		return &Error{Canceled, "the call was cancelled"}
+		return Errorf(Canceled, "the call was cancelled")
 	case errors.As(err, &reset):
 		code := Internal
 		switch reset.Code {
@@ -251,7 +251,7 @@ func fromTransport(ctx context.Context, err error) error {
 		}
 		return Errorf(code, "the server reset the call with HTTP/2 error %d", reset.Code)
 	}
-	return Errorf(Unavailable, "connection lost: %v", err)
+	return lost("connection lost: %v", err)
 }
 
 // ClientStream is a call with any number of messages either way. One goroutine may send while another receives.

@@ -61,12 +61,25 @@ func (c Code) String() string {
 type Error struct {
 	Code    Code
 	Message string
+
+	lost bool // it is ErrLost, too
 }
+
+// ErrLost is in the error of a call if the server is not there, the connection to it is lost, or it is shutting down. Other
+// errors of its code, Unavailable, are about something that the server needs itself.
+var ErrLost = errors.New("the server is lost")
 
 // Errorf makes an Error.
 func Errorf(code Code, format string, args ...any) *Error {
-	return &Error{code, fmt.Sprintf(format, args...)}
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
+
+func lost(format string, args ...any) *Error {
+	return &Error{Unavailable, fmt.Sprintf(format, args...), true}
+}
+
+// Is reports whether target is ErrLost and the server is.
+func (e *Error) Is(target error) bool { return target == ErrLost && e.lost }
 
 func (e *Error) Error() string {
 	if e.Message == "" {
@@ -113,7 +126,7 @@ type body struct{ io.Reader }
 func (b body) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
 	if err == io.ErrUnexpectedEOF {
-		err = &Error{Unavailable, "connection lost"}
+		err = lost("connection lost")
 	}
 	return n, err
 }
@@ -149,7 +162,7 @@ func readMessage(r io.Reader, m any) error {
 	return nil
 }
 
-var errTruncated = &Error{Internal, "message is cut off"}
+var errTruncated = Errorf(Internal, "message is cut off")
 
 // maxStatus is how long a status message may be. Peers give up the connection, with all calls on it, if headers are too long:
 // some at 8 KiB.
@@ -205,7 +218,9 @@ func status(h http.Header) (err error, ok bool) {
 	case n == 0:
 		return nil, true
 	}
-	return &Error{Code(n), decodeMessage(h.Get("Grpc-Message"))}, true
+	e := Errorf(Code(n), "%s", decodeMessage(h.Get("Grpc-Message")))
+	e.lost = e.Code == errStopping.Code && e.Message == errStopping.Message
+	return e, true
 }
 
 // units are those of the header grpc-timeout, which has at most eight digits.

@@ -165,7 +165,7 @@ func TestStatusGoesWithAnyMessage(t *testing.T) {
 		for code := Canceled; code <= Unauthenticated; code++ {
 			err := c.Call(ctx, "/t.T/Fail", &message{Number: int64(code), Text: text}, &message{})
 			var e *Error
-			if !errors.As(err, &e) || e.Code != code || e.Message != "wrapped: "+(&Error{code, text}).Error() {
+			if !errors.As(err, &e) || e.Code != code || e.Message != "wrapped: "+(&Error{Code: code, Message: text}).Error() {
 				t.Fatalf("%s %q arrived as %#v", code, text, err)
 			}
 		}
@@ -299,7 +299,7 @@ func TestClientUnderstandsWhatServersAnswer(t *testing.T) {
 			})
 			var got message
 			err := client.Call(inTime(t), "/t.T/M", &message{}, &got)
-			if CodeOf(err) != c.want || c.text != "" && err.Error() != c.text {
+			if CodeOf(err) != c.want || c.text != "" && err.Error() != c.text || errors.Is(err, ErrLost) {
 				t.Errorf("%s %v, expected %s %s", CodeOf(err), err, c.want, c.text)
 			}
 			if c.want == OK && got.Text != "good" {
@@ -736,14 +736,14 @@ func TestClientConnectsWhenTheServerComes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := st.Recv(&message{}); CodeOf(err) != Unavailable || !strings.Contains(err.Error(), path) {
+	if err := st.Recv(&message{}); CodeOf(err) != Unavailable || !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), path) {
 		t.Errorf("without a server: %v", err)
 	}
 	if err := st.Send(&message{}); err != io.EOF {
 		t.Errorf("sending without a server: %v", err)
 	}
 	for range 3 {
-		if err := c.Call(ctx, "/t.T/Echo", &message{}, &message{}); CodeOf(err) != Unavailable {
+		if err := c.Call(ctx, "/t.T/Echo", &message{}, &message{}); CodeOf(err) != Unavailable || !errors.Is(err, ErrLost) {
 			t.Errorf("without a server: %v", err)
 		}
 		l, err := net.Listen("unix", path)
@@ -766,7 +766,7 @@ func TestClientConnectsWhenTheServerComes(t *testing.T) {
 		go func() { lost <- c.Call(ctx, "/t.T/Block", &message{}, &message{}) }()
 		<-blocked
 		s.http.Close() // as if it had been killed
-		if err := <-lost; CodeOf(err) != Unavailable {
+		if err := <-lost; CodeOf(err) != Unavailable || !errors.Is(err, ErrLost) {
 			t.Errorf("the loss of the server: %v", err)
 		}
 	}
@@ -905,7 +905,7 @@ func TestCallsThatEndWithTheServerSaySo(t *testing.T) {
 		s.stop() // as Shutdown does at first
 		close(finish)
 		for what, err := range map[string]error{"call": <-called, "stream": st.Recv(&message{})} {
-			if err == nil || !strings.Contains(err.Error(), test.want) {
+			if err == nil || !strings.Contains(err.Error(), test.want) || errors.Is(err, ErrLost) != (test.want == "shutting down") {
 				t.Errorf("%s that ended with %v: %v, want %s", what, test.err, err, test.want)
 			}
 		}

@@ -165,8 +165,8 @@ func TestClientGetsAlongWithServersOfGrpcGo(t *testing.T) {
 				}
 			}
 			for ask, want := range map[string]Error{
-				"fail 5 100% weg, schön\nund gut": {NotFound, "100% weg, schön\nund gut"},
-				"fail 99 unheard of":              {99, "unheard of"},
+				"fail 5 100% weg, schön\nund gut": {Code: NotFound, Message: "100% weg, schön\nund gut"},
+				"fail 99 unheard of":              {Code: 99, Message: "unheard of"},
 			} {
 				if err := c.Call(ctx, "/t.T/Echo", &text{ask}, &text{}); CodeOf(err) != want.Code || err.Error() != want.Message {
 					t.Errorf("%s: %v", ask, err)

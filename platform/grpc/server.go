@@ -79,7 +79,7 @@ func (s *Server) unlessStopping(client context.Context, err error) error {
 	return err
 }
 
-var errStopping = &Error{Unavailable, "the server is shutting down"}
+var errStopping = lost("the server is shutting down")
 
 // Serve accepts connections until Shutdown, after which it returns nil.
 func (s *Server) Serve(l net.Listener) error {
@@ -262,4 +262,4 @@ func (s *ServerStream) finish() {
 	}
 }
 
-var errReturned = &Error{Canceled, "the call is over: its handler has returned"}
+var errReturned = Errorf(Canceled, "the call is over: its handler has returned")
