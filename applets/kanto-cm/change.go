@@ -24,10 +24,7 @@ type stopOptions struct {
 // options also checks what was given.
 func (o *stopOptions) options() (ctrmodel.StopOptions, error) {
 	wanted := ctrmodel.StopOptions{Timeout: int64(o.Time), Force: o.Force, Signal: o.Signal}
-	if err := wanted.Validate(); err != nil {
-		return wanted, applet.Exit(exitUsage, err)
-	}
-	return wanted, nil
+	return wanted, wrong(wanted.Validate())
 }
 
 func (s *Access) stop() applet.Command {
@@ -46,7 +43,7 @@ A container that was stopped stays so until it is started, whatever its restart 
 				return err
 			}
 			return o.simple(ctx, c.Args, func(client *cmapi.Client, found *ctrmodel.Container) error {
-				return client.Stop(ctx, found.ID, wanted)
+				return wrong(client.Stop(ctx, found.ID, wanted))
 			})
 		},
 	}
@@ -114,7 +111,7 @@ func (s *Access) rename() applet.Command {
 				return applet.Exit(exitUsage, err)
 			}
 			return t.with(ctx, id, func(client *cmapi.Client, found *ctrmodel.Container) error {
-				return client.Rename(ctx, found.ID, rest[0])
+				return wrong(client.Rename(ctx, found.ID, rest[0]))
 			})
 		},
 	}
@@ -226,7 +223,7 @@ func (s *Access) update() applet.Command {
 					}
 					wanted.Resources = &limits
 				}
-				return client.Update(ctx, found.ID, wanted)
+				return wrong(client.Update(ctx, found.ID, wanted))
 			})
 		},
 	}

@@ -73,7 +73,7 @@ func (s *Access) create() applet.Command {
 			return s.run(ctx, func(client *cmapi.Client) error {
 				made, err := client.Create(ctx, wanted)
 				if err != nil {
-					return err
+					return wrong(err)
 				}
 				if c.JSON {
 					return printJSON(c, made)

@@ -87,7 +87,7 @@ func (s *Access) pull() applet.Command {
 				bar.end()
 				switch {
 				case err != nil:
-					return err
+					return wrong(err)
 				case c.JSON:
 					return printJSON(c, Image(image))
 				}
@@ -113,7 +113,7 @@ func (s *Access) removeImage() applet.Command {
 				for _, name := range c.Args {
 					errs = append(errs, client.RemoveImage(ctx, name))
 				}
-				return errors.Join(errs...)
+				return wrong(errors.Join(errs...))
 			})
 		},
 	}

@@ -84,9 +84,6 @@ func (s *Access) run(ctx context.Context, do func(*cmapi.Client) error) error {
 	case ctx.Err() != nil:
 		return applet.Exit(exitInterrupted, nil)
 	}
-	if ctrmodel.KindOf(err) == ctrmodel.InvalidArgument {
-		return applet.Exit(exitUsage, err)
-	}
 	return err
 }
 
@@ -176,6 +173,15 @@ func (t *Target) find(ctx context.Context, client *cmapi.Client, id string) (*ct
 func missing(err error) error {
 	if err != nil && ctrmodel.KindOf(err) == ctrmodel.NotFound {
 		return applet.Exit(exitNotFound, err)
+	}
+	return err
+}
+
+// wrong gives the error about what was asked for its exit code. It is not for commands that only say which container: what is wrong
+// with that, somebody else wrote.
+func wrong(err error) error {
+	if err != nil && ctrmodel.KindOf(err) == ctrmodel.InvalidArgument {
+		return applet.Exit(exitUsage, err)
 	}
 	return err
 }

@@ -70,7 +70,13 @@ func (f *fake) Create(_ context.Context, c *ctrmodel.Container) (*ctrmodel.Conta
 	return c, f.note("create %s", text)
 }
 
+// errStored is about a container that is as it should not be.
+var errStored = ctrmodel.Errorf(ctrmodel.InvalidArgument, "container three makes no sense")
+
 func (f *fake) Start(_ context.Context, id string) error {
+	if id == "id3" {
+		return errStored
+	}
 	if f.events != nil {
 		ended, _ := f.Get(nil, id)
 		ended = ended.Clone()
@@ -88,6 +94,9 @@ func (f *fake) Stop(_ context.Context, id string, o ctrmodel.StopOptions) error 
 }
 
 func (f *fake) Restart(_ context.Context, id string, o ctrmodel.StopOptions) error {
+	if id == "id3" {
+		return errStored
+	}
 	return f.note("restart %s %+v", id, o)
 }
 func (f *fake) Pause(_ context.Context, id string) error   { return f.note("pause %s", id) }
@@ -97,6 +106,9 @@ func (f *fake) Rename(_ context.Context, id, name string) error {
 }
 
 func (f *fake) Update(_ context.Context, id string, o ctrmodel.UpdateOptions) error {
+	if id == "id3" {
+		return errStored
+	}
 	text, _ := json.Marshal(o)
 	return f.note("update %s %s", id, text)
 }
@@ -255,6 +267,9 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"start -n two", 1, "", "", "more than one"},
 		{"start -n replaced", 0, "start id5", "", ""},
 		{"start", 2, "", "", "expected the id"},
+		{"start id3", 1, "", "", "makes no sense"},
+		{"restart id3", 1, "", "", "makes no sense"},
+		{"update id3 -m 64M", 2, "", "", "makes no sense"},
 		{"start id1 -n one", 2, "", "", "not both"},
 		{"stop id1", 0, "stop id1 {Timeout:0 Force:false Signal:SIGTERM}", "", ""},
 		{"stop -n one -t 1m15.4s -f -s KILL", 0, "stop id1 {Timeout:75 Force:true Signal:KILL}", "", ""},

@@ -187,7 +187,7 @@ func (o *execOptions) run(ctx context.Context, c *applet.Call) error {
 			Args: args, Env: o.Env, Dir: o.Dir, User: o.User, TTY: o.TTY, Privileged: o.Privileged,
 		}, streams)
 		if err != nil {
-			return err
+			return wrong(err)
 		}
 		return exit(code)
 	})
