@@ -344,6 +344,7 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"create -f /none --rp always", 2, "", "", "not both"},
 		{"create --ports 80 host/one:1", 2, "", "", "port mapping"},
 		{"create --name .x host/one:1", 2, "", "", "container_name"},
+		{"create --cap-add CAP_FOO host/one:1", 2, "", "", `no capability "CAP_FOO"`},
 		{"create --network some host/one:1", 2, "", "", "none"},
 		{"create --memory 1 host/one:1", 2, "", "", "size"},
 		{"create --rp never host/one:1", 2, "", "", "unless-stopped"},
@@ -370,13 +371,13 @@ func TestCreateSendsWhatIsDescribed(t *testing.T) {
 		want []string // parts of what the engine gets
 	}{
 		{"host/web:1", []string{`"name":"host/web:1"`, `"config":null`, `"network_mode":"bridge"`, `"privileged":false`, `"max_size":"100M"`}},
-		{"--privileged=false --t=true --i=1 --ports= --hosts= --devices= --mp= --cap-add=,CAP_A, --rp= host/web:1", []string{
-			`"privileged":false`, `"open_stdin":true`, `"tty":true`, `"port_mappings":null`, `"extra_hosts":null`, `"mount_points":null`, `["CAP_A"]`, `"restart_policy":{"maximum_retry_count":0,"retry_timeout":0,"type":""}`}},
+		{"--privileged=false --t=true --i=1 --ports= --hosts= --devices= --mp= --cap-add=,CAP_KILL, --rp= host/web:1", []string{
+			`"privileged":false`, `"open_stdin":true`, `"tty":true`, `"port_mappings":null`, `"extra_hosts":null`, `"mount_points":null`, `["CAP_KILL"]`, `"restart_policy":{"maximum_retry_count":0,"retry_timeout":0,"type":""}`}},
 		{"-n web --t --i --e A=1,2 --e B host/web:1 sh -c --e", []string{
 			`"container_name":"web"`, `"env":["A=1,2","B"]`, `"cmd":["sh","-c","--e"]`, `"open_stdin":true`, `"tty":true`}},
-		{"--rp on-failure --rp-to 5 --devices /dev/a:/dev/b:r,/dev/c:/dev/c --cap-add CAP_A,CAP_B host/web:1", []string{
+		{"--rp on-failure --rp-to 5 --devices /dev/a:/dev/b:r,/dev/c:/dev/c --cap-add CAP_KILL,CAP_BPF host/web:1", []string{
 			`"maximum_retry_count":0,"retry_timeout":5000000000,"type":"on-failure"`, `"path_on_host":"/dev/a","path_in_container":"/dev/b","cgroup_permissions":"r"`,
-			`"path_in_container":"/dev/c","cgroup_permissions":"rwm"`, `["CAP_A","CAP_B"]`}},
+			`"path_in_container":"/dev/c","cgroup_permissions":"rwm"`, `["CAP_KILL","CAP_BPF"]`}},
 		{"--rp always --rp-cnt 3 host/web:1", []string{`"maximum_retry_count":0,"retry_timeout":0,"type":"always"`}},
 		{"--ports 80-90:8080/udp --ports [::1]:1:2 --hosts a:host_ip,b:1.2.3.4 --mp /a:/b:ro host/web:1", []string{
 			`"container_port":8080,"host_ip":"0.0.0.0","host_port":80,"host_port_end":90`, `"host_ip":"::1","host_port":1`,

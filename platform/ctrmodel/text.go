@@ -225,6 +225,25 @@ func isAlphanumeric(r rune) bool {
 	return r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z'
 }
 
+// Capabilities are the names of the capabilities, each at the place of its bit in linux/capability.h.
+var Capabilities = strings.Fields(`CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
+	NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT
+	SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE
+	MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE`)
+
+// AllCapabilities stands for all that there can be on a host.
+const AllCapabilities = "ALL"
+
+// ParseCapability is the name of a capability as in Capabilities, or AllCapabilities. The text may have CAP_ before it, and be in
+// either case.
+func ParseCapability(text string) (string, error) {
+	name := strings.TrimPrefix(strings.ToUpper(text), "CAP_")
+	if name != AllCapabilities && !slices.Contains(Capabilities, name) {
+		return "", invalid("there is no capability %q", text)
+	}
+	return name, nil
+}
+
 // ParseSignal is the signal with a name, with or without SIG, or number; SIGTERM if empty.
 func ParseSignal(text string) (syscall.Signal, error) {
 	if text == "" {

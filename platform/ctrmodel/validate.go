@@ -103,6 +103,11 @@ func (h *HostConfig) validate() error {
 			return fmt.Errorf("devices[%d]: %w", i, err)
 		}
 	}
+	for i, name := range h.ExtraCapabilities {
+		if _, err := ParseCapability(name); err != nil {
+			return fmt.Errorf("extra_capabilities[%d]: %w", i, err)
+		}
+	}
 	for i, entry := range h.ExtraHosts {
 		_, value, err := ParseExtraHost(entry)
 		if err != nil {

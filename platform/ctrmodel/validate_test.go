@@ -75,6 +75,9 @@ func TestFaultsOfAContainerAreNamed(t *testing.T) {
 
 		{"privileged with devices", host(func(h *HostConfig) { h.Privileged, h.Devices = true, []Device{{OnHost: "/dev/x"}} }), "host_config: devices"},
 		{"privileged with capabilities", host(func(h *HostConfig) { h.Privileged, h.ExtraCapabilities = true, []string{"CAP_X"} }), "host_config: extra_capabilities"},
+		{"capabilities", host(func(h *HostConfig) { h.ExtraCapabilities = []string{"CAP_NET_ADMIN", "sys_time", "all", "CAP_ALL"} }), ""},
+		{"no capability", host(func(h *HostConfig) { h.ExtraCapabilities = []string{"CAP_BPF", "CAP_FOO"} }), `host_config: extra_capabilities[1]: there is no capability "CAP_FOO"`},
+		{"empty capability", host(func(h *HostConfig) { h.ExtraCapabilities = []string{""} }), `extra_capabilities[0]: there is no capability ""`},
 		{"privileged with empty lists", host(func(h *HostConfig) { h.Privileged, h.Devices, h.ExtraCapabilities = true, []Device{}, []string{} }), ""},
 		{"network", host(func(h *HostConfig) { h.NetworkMode = "nat" }), `network_mode "nat": expected bridge, host or none`},
 		{"no network", host(func(h *HostConfig) { h.NetworkMode, h.ExtraHosts = "none", []string{"a:1.2.3.4"} }), ""},

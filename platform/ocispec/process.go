@@ -4,6 +4,7 @@ package ocispec
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math"
@@ -48,28 +49,22 @@ func Process(s *specs.Spec, o ctrmodel.ExecOptions, h Host, rootfs string) (*spe
 	return &p, nil
 }
 
-// The bits of capabilities, as in linux/capability.h.
-var capabilityNames = strings.Fields(`CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
-	NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT
-	SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE
-	MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE`)
-
 // The usual capabilities: what a root in a file system and network of its own needs.
 var defaultCapabilities = strings.Fields(`CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE
 	SYS_CHROOT KILL AUDIT_WRITE`)
 
-// has reports whether there can be a capability here; known, whether it is one.
-func (h Host) has(name string) (has, known bool) {
-	i := slices.Index(capabilityNames, name)
-	return i >= 0 && h.Capabilities>>i&1 == 1, i >= 0
+// has reports whether there can be a capability here.
+func (h Host) has(name string) bool {
+	i := slices.Index(ctrmodel.Capabilities, name)
+	return i >= 0 && h.Capabilities>>i&1 == 1
 }
 
-func (h Host) all() []string { return h.some(capabilityNames) }
+func (h Host) all() []string { return h.some(ctrmodel.Capabilities) }
 
 func (h Host) some(names []string) []string {
 	var list []string
 	for _, name := range names {
-		if has, _ := h.has(name); has {
+		if h.has(name) {
 			list = append(list, "CAP_"+name)
 		}
 	}
@@ -83,16 +78,15 @@ func capabilities(c *ctrmodel.HostConfig, uid uint32, h Host) (*specs.LinuxCapab
 	}
 	list, ambient := h.some(defaultCapabilities), []string(nil)
 	for i, extra := range c.ExtraCapabilities {
-		name := strings.TrimPrefix(strings.ToUpper(extra), "CAP_")
-		if name == "ALL" {
+		name, err := ctrmodel.ParseCapability(extra)
+		if err != nil {
+			return nil, fmt.Errorf("extra_capabilities[%d]: %w", i, err)
+		}
+		if name == ctrmodel.AllCapabilities {
 			list = h.all()
 			continue
 		}
-		has, known := h.has(name)
-		if !known {
-			return nil, ctrmodel.Errorf(ctrmodel.InvalidArgument, "extra_capabilities[%d]: there is no capability %s", i, extra)
-		}
-		if !has {
+		if !h.has(name) {
 			return nil, ctrmodel.Errorf(ctrmodel.FailedPrecondition, "extra_capabilities[%d]: nobody on this host can have %s", i, extra)
 		}
 		list = append(list, "CAP_"+name)

@@ -270,7 +270,8 @@ func badFields(t *testing.T, l *lab) {
 		"permissions": func(c *ctrmodel.Container) {
 			c.HostConfig.Devices = []ctrmodel.Device{{OnHost: "/dev/null", Permissions: "x"}}
 		},
-		"extra_hosts": func(c *ctrmodel.Container) { c.HostConfig.ExtraHosts = []string{"alone"} },
+		"extra_capabilities": func(c *ctrmodel.Container) { c.HostConfig.ExtraCapabilities = []string{"CAP_FLY"} },
+		"extra_hosts":        func(c *ctrmodel.Container) { c.HostConfig.ExtraHosts = []string{"alone"} },
 		"port_mappings": func(c *ctrmodel.Container) {
 			c.HostConfig.Ports = []ctrmodel.Port{{Container: 80, HostPort: 9, HostPortEnd: 8}}
 		},
@@ -327,9 +328,8 @@ func badHost(t *testing.T, l *lab) {
 		"no-source": {fails(state, "/not/there"), func(c *ctrmodel.Container) {
 			c.Mounts = []ctrmodel.Mount{{Source: "/not/there", Destination: "/x"}}
 		}},
-		"no-runtime":    {fails(state, "kata"), func(c *ctrmodel.Container) { c.HostConfig.Runtime = "io.containerd.kata.v2" }},
-		"no-capability": {fails(ctrmodel.InvalidArgument, "CAP_FLY"), func(c *ctrmodel.Container) { c.HostConfig.ExtraCapabilities = []string{"CAP_FLY"} }},
-		"no-hook":       {fails(state, "/not/there"), func(c *ctrmodel.Container) { c.Hooks = []ctrmodel.Hook{{Path: "/not/there"}} }},
+		"no-runtime": {fails(state, "kata"), func(c *ctrmodel.Container) { c.HostConfig.Runtime = "io.containerd.kata.v2" }},
+		"no-hook":    {fails(state, "/not/there"), func(c *ctrmodel.Container) { c.Hooks = []ctrmodel.Hook{{Path: "/not/there"}} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			test.want.start(t, l, name, test.change)
