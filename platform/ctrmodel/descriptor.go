@@ -20,7 +20,7 @@ const maxDescriptor = 1 << 20
 // filled in. Odd tells of keys that nobody knows.
 func ParseDescriptor(data []byte) (c *Container, odd, err error) {
 	if len(data) > maxDescriptor {
-		return nil, nil, invalid("%d bytes, expected at most %d", len(data), maxDescriptor)
+		return nil, nil, invalid("larger than %d bytes", maxDescriptor)
 	}
 	var keys struct {
 		ID       json.RawMessage `json:"id"`

@@ -71,7 +71,7 @@ func TestDescriptors(t *testing.T) {
 		{"null", `null`, nil, "", "expected an object"},
 		{"list", `[]`, nil, "", "container: unexpected array"},
 		{"two", `{} {}`, nil, "", "after top-level value"},
-		{"large", strings.Repeat(" ", 1<<20) + "{}", nil, "", "expected at most 1048576"},
+		{"large", strings.Repeat(" ", 1<<20) + "{}", nil, "", "larger than 1048576"},
 	} {
 		c, odd, err := ParseDescriptor([]byte(test.text))
 		wantError(t, test.what, err, test.err)

@@ -83,10 +83,13 @@ func ParseMount(text string) (Mount, error) {
 	m := Mount{Source: parts[0], Destination: parts[1], Propagation: "rprivate"}
 	if len(parts) == 3 {
 		for mode := range strings.SplitSeq(parts[2], ",") {
-			if mode == "ro" {
+			switch {
+			case mode == "ro":
 				m.ReadOnly = true
-			} else {
+			case slices.Contains(propagations, mode):
 				m.Propagation = mode
+			default:
+				return Mount{}, invalid("mount %q: mode %q, expected ro or one of %s", text, mode, strings.Join(propagations, " "))
 			}
 		}
 	}

@@ -81,8 +81,8 @@ func TestMountsAsText(t *testing.T) {
 		{text: "/a:", err: "expected SOURCE:DESTINATION"},
 		{text: "/a:/b:", err: "expected SOURCE:DESTINATION"},
 		{text: "/a:/b:ro:ro", err: "expected SOURCE:DESTINATION"},
-		{text: "/a:/b:rw", err: `propagation mode "rw"`},
-		{text: "/a:/b:ro,", err: `propagation mode ""`},
+		{text: "/a:/b:rw", err: `mode "rw", expected ro or one of rprivate`},
+		{text: "/a:/b:ro,", err: `mode "", expected ro or one of`},
 	})
 }
 
