@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"sdvbox/platform/applet"
 	"sdvbox/platform/cmapi"
@@ -103,7 +104,7 @@ func (s *Access) rename() applet.Command {
 		Options: func() any { return &Target{Access: s} },
 		Run: func(ctx context.Context, c *applet.Call) error {
 			t := c.Options.(*Target)
-			id, rest, err := t.split(c.Args, 1, 1)
+			id, rest, err := t.split(c.Args, "the new name", 1)
 			if err != nil {
 				return err
 			}
@@ -134,7 +135,7 @@ func (s *Access) remove() applet.Command {
 			if o.Name != "" {
 				ids = []string{""}
 			}
-			if len(ids) == 0 || o.Name != "" && len(c.Args) > 0 {
+			if len(ids) == 0 || o.Name != "" && len(c.Args) > 0 || slices.Contains(c.Args, "") {
 				return usage("expected either ids or a name")
 			}
 			return s.run(ctx, func(client *cmapi.Client) error {
@@ -192,6 +193,11 @@ func (s *Access) update() applet.Command {
 			memory := o.Memory != nil || o.MemoryReservation != nil || o.MemorySwap != nil
 			if !restart && !memory {
 				return usage("expected an option that says what to change")
+			}
+			for name, value := range map[string]*size{"memory": o.Memory, "memory-reservation": o.MemoryReservation, "memory-swap": o.MemorySwap} {
+				if value != nil && *value == "" {
+					return usage("--%s: expected a size as 64M, or -1 for no limit", name)
+				}
 			}
 			return o.simple(ctx, c.Args, func(client *cmapi.Client, found *ctrmodel.Container) error {
 				var wanted ctrmodel.UpdateOptions

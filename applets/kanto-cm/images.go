@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -70,7 +71,7 @@ func (s *Access) pull() applet.Command {
 		Args:        "IMAGE",
 		Options:     func() any { return &options{Access: s} },
 		Run: func(ctx context.Context, c *applet.Call) error {
-			if len(c.Args) != 1 {
+			if len(c.Args) != 1 || c.Args[0] == "" {
 				return usage("expected one image")
 			}
 			return s.run(ctx, func(client *cmapi.Client) error {
@@ -105,7 +106,7 @@ func (s *Access) removeImage() applet.Command {
 		Args:    "IMAGE...",
 		Options: func() any { return &struct{ *Access }{s} },
 		Run: func(ctx context.Context, c *applet.Call) error {
-			if len(c.Args) == 0 {
+			if len(c.Args) == 0 || slices.Contains(c.Args, "") {
 				return usage("expected an image")
 			}
 			return s.run(ctx, func(client *cmapi.Client) error {

@@ -60,7 +60,7 @@ func Command() applet.Command {
 		Summary: "manage the containers of this device",
 		Description: `Asks the container agent. Most commands take a container by its id or, with --name, by its name.
 
-With --output json results are JSON, a line for each where there are many.`,
+With --output json results are JSON: what is listed is one array, and what comes bit by bit, as events and logs, is a line for each.`,
 		Options: func() any { return s },
 		Run:     func(context.Context, *applet.Call) error { return applet.Help },
 		Exit:    exits,
@@ -138,17 +138,18 @@ func usage(format string, args ...any) error {
 	return applet.Exit(exitUsage, fmt.Errorf(format, args...))
 }
 
-// split takes the id from the arguments, unless there is a name, and leaves from least to most others.
-func (t *Target) split(args []string, least, most int) (id string, rest []string, err error) {
+// split takes the id from the arguments, unless there is a name, and leaves at most so many others. What has to be among them is
+// said in needed, if anything.
+func (t *Target) split(args []string, needed string, most int) (id string, rest []string, err error) {
 	if t.Name == "" {
-		if len(args) == 0 {
+		if len(args) == 0 || args[0] == "" {
 			return "", nil, usage("expected the id of a container, or its name with --name")
 		}
 		id, args = args[0], args[1:]
 	}
 	switch {
-	case len(args) < least:
-		return "", nil, usage("an argument is missing")
+	case needed != "" && len(args) == 0:
+		return "", nil, usage("expected %s", needed)
 	case len(args) > most && t.Name != "" && most == 0:
 		return "", nil, usage("expected either an id or a name, not both")
 	case len(args) > most:
@@ -209,7 +210,7 @@ func (t *Target) named(ctx context.Context, client *cmapi.Client) (*ctrmodel.Con
 
 // simple is the Run of a command that does one thing to one container and says nothing.
 func (t *Target) simple(ctx context.Context, args []string, do func(*cmapi.Client, *ctrmodel.Container) error) error {
-	id, _, err := t.split(args, 0, 0)
+	id, _, err := t.split(args, "", 0)
 	if err != nil {
 		return err
 	}

@@ -285,7 +285,8 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"rename id1 neo", 0, "rename id1 neo", "", ""},
 		{"rename -n one neo", 0, "rename id1 neo", "", ""},
 		{"rename", 2, "", "", "id"},
-		{"rename id1", 2, "", "", "missing"},
+		{"rename id1", 2, "", "", "expected the new name"},
+		{"rename -n one", 2, "", "", "expected the new name"},
 		{"rename id1 -x", 2, "", "", "x"},
 		{"rename id1 .x", 2, "", "", "container_name"},
 		{"remove id1", 0, "remove id1 false {Timeout:0 Force:false Signal:}", "", ""},
@@ -322,7 +323,8 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		{"logs id3 --since 2024-05-01T10:00:00.2Z", 0, "logs id3 {Tail:-1 Follow:false}", "??{\"stre\n", "grün <\n"},
 		{"exec id1 ls -l", 3, "exec id1 {Args:[ls -l] Env:[] Dir: User: TTY:false Privileged:false}", "", "err\n"},
 		{"exec -i -t -e A=1 -w /d -u me --privileged -n one -- ls -l", 3, "exec id1 {Args:[ls -l] Env:[A=1] Dir:/d User:me TTY:true Privileged:true}", "input", "err\n"},
-		{"exec id1", 2, "", "", "missing"},
+		{"exec id1", 2, "", "", "expected a command to run"},
+		{"exec -n one", 2, "", "", "expected a command to run"},
 		{"pull host/one:1", 0, "", "host/one:1@sha256:0123456789abcdef\n", "resolving\ndownloading\nunpacking\n"},
 		{"pull host/two:1", 1, "", "", "credentials"},
 		{"pull host/none:1", 1, "", "", "no image"},
@@ -358,6 +360,38 @@ func TestCommandsDoWhatTheyAreAskedTo(t *testing.T) {
 		if test.err == "" && stderr != "" || !strings.Contains(stderr, test.err) {
 			t.Errorf("%s: says %q, want %q", test.args, stderr, test.err)
 		}
+	}
+}
+
+func TestEmptyArgumentsAreWrongUsage(t *testing.T) {
+	host := serve(t, newFake())
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"start", ""}, "expected the id"},
+		{[]string{"start", "--name="}, "expected the id"},
+		{[]string{"rename", "", "neo"}, "expected the id"},
+		{[]string{"exec", "", "ls"}, "expected the id"},
+		{[]string{"remove", "id1", ""}, "expected either ids"},
+		{[]string{"stats", ""}, "expected ids"},
+		{[]string{"pull", ""}, "expected one image"},
+		{[]string{"remove-image", ""}, "expected an image"},
+		{[]string{"update", "id1", "-m", ""}, "--memory: expected a size as 64M, or -1"},
+		{[]string{"update", "id1", "--memory-swap="}, "--memory-swap: expected a size"},
+		{[]string{"update", "id1", "--memory-reservation", ""}, "--memory-reservation: expected a size"},
+	} {
+		code, out, stderr := call("", append([]string{"kanto-cm", "--host", host}, test.args...)...)
+		if code != 2 || out != "" || !strings.Contains(stderr, test.want) {
+			t.Errorf("%q: exit code %d, %q, %s", test.args, code, out, stderr)
+		}
+	}
+}
+
+func TestDescriptionThatIsTooLargeIsSaidToBe(t *testing.T) {
+	code, _, stderr := call(strings.Repeat(" ", 3<<20)+"{}", "kanto-cm", "create", "-f", "-")
+	if code == 0 || stderr != "kanto-cm: -: larger than 1048576 bytes\n" {
+		t.Errorf("exit code %d, %s", code, stderr)
 	}
 }
 

@@ -159,8 +159,8 @@ type execOptions struct {
 }
 
 func (o *execOptions) run(ctx context.Context, c *applet.Call) error {
-	const most = 1 << 20
-	id, args, err := o.split(c.Args, 1, most)
+	const command, most = "a command to run", 1 << 20
+	id, args, err := o.split(c.Args, command, most)
 	if err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (o *execOptions) run(ctx context.Context, c *applet.Call) error {
 		args = args[1:]
 	}
 	if len(args) == 0 {
-		return usage("expected a command to run")
+		return usage("expected %s", command)
 	}
 	return o.with(ctx, id, func(client *cmapi.Client, found *ctrmodel.Container) error {
 		ctx, cancel := context.WithCancel(ctx)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -45,6 +46,9 @@ func (s *Access) stats() applet.Command {
 			o := c.Options.(*options)
 			if o.Interval <= 0 {
 				return usage("interval %v: expected a time above 0", o.Interval)
+			}
+			if slices.Contains(c.Args, "") {
+				return usage("expected ids that are not empty")
 			}
 			return s.run(ctx, func(client *cmapi.Client) error {
 				ids := c.Args
