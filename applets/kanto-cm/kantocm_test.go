@@ -490,11 +490,14 @@ func TestResultsAreTablesOrJSON(t *testing.T) {
 }
 
 func TestAttachedStartEndsAsTheContainer(t *testing.T) {
-	f := newFake()
-	f.events = make(chan ctrmodel.Event, 1)
-	code, out, stderr := call("input,", "kanto-cm", "--host", serve(t, f), "start", "--i", "id2")
-	if code != 7 || out != "input,out\n" || stderr != "err\n" || !slices.Equal(f.calls, []string{"start id2"}) {
-		t.Errorf("exit code %d, output %q, %q, engine %q", code, out, stderr, f.calls)
+	for open, said := range map[bool]string{true: "", false: "kanto-cm: container two gets no input: it was made without open_stdin\n"} {
+		f := newFake()
+		f.all[1].IOConfig.OpenStdin = open
+		f.events = make(chan ctrmodel.Event, 1)
+		code, out, stderr := call("input,", "kanto-cm", "--host", serve(t, f), "start", "--i", "id2")
+		if code != 7 || out != "input,out\n" || stderr != said+"err\n" || !slices.Equal(f.calls, []string{"start id2"}) {
+			t.Errorf("exit code %d, output %q, %q, engine %q", code, out, stderr, f.calls)
+		}
 	}
 }
 

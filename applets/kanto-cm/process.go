@@ -20,7 +20,9 @@ import (
 
 // The commands that start processes.
 
-const leaving = "An interrupt ends only this command: the container goes on. With --i at the terminal of a container that has one, an interrupt is for the container, and Ctrl-P Ctrl-Q ends the command."
+const leaving = `An interrupt ends only this command: the container goes on. With --i at the terminal of a container that has one, an interrupt is for the container, and Ctrl-P Ctrl-Q ends the command.
+
+The container gets input if it was made with open_stdin, as create --i does. It is told of the end of the input only if it also has stdin_once, which is for a file to say; else the command goes on after that, as long as the container does.`
 
 func (s *Access) start() applet.Command {
 	type options struct {
@@ -95,6 +97,9 @@ func attached(ctx context.Context, c *applet.Call, client *cmapi.Client, found *
 	}()
 	if err := <-ready; err != nil {
 		return err
+	}
+	if input && !found.IOConfig.OpenStdin {
+		fmt.Fprintf(c.Stderr, "%s: container %s gets no input: it was made without open_stdin\n", c.Name, found.Name)
 	}
 	streams, restore := streams(ctx, c.Stdin, c.Stdout, c.Stderr, input, found.IOConfig.TTY)
 	defer restore()
