@@ -63,6 +63,9 @@ For its own directories the container agent does the same by itself, and better:
 			d := &deployer{dir: dir, watch: o.Daemon, tried: map[string]attempt{}, say: func(format string, args ...any) {
 				fmt.Fprintf(c.Stderr, "%s: "+format+"\n", append([]any{c.Name}, args...)...)
 			}}
+			if c.JSON && !o.Daemon { // where only an error is to be
+				d.say = func(string, ...any) {}
+			}
 			s := &Access{Host: o.Socket}
 			d.say("Running initial deployment of %q", dir)
 			err = s.run(ctx, func(client *cmapi.Client) error { return d.deploy(ctx, client) })

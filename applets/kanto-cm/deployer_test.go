@@ -189,6 +189,12 @@ func TestAutoDeployerLooksAtFilesOfTheDirectoryOnly(t *testing.T) {
 			t.Errorf("%s is not in %s", want, f.calls[i])
 		}
 	}
+	out.Reset()
+	stderr.Reset()
+	code = applet.Main([]applet.Command{AutoDeployer()}, []string{"kanto-auto-deployer", "-s", host, "--output", "json", filepath.Join(dir, "sub")}, nil, &out, &stderr)
+	if code != 1 || out.Len() > 0 || !strings.HasPrefix(stderr.String(), `{"error":`) || strings.Count(stderr.String(), "\n") != 1 {
+		t.Errorf("--output json: exit code %d, %s%s", code, &out, &stderr)
+	}
 	for _, option := range []string{"-V", "--version"} {
 		out.Reset()
 		code := applet.Main([]applet.Command{AutoDeployer()}, []string{"kanto-auto-deployer", option}, nil, &out, &stderr)
