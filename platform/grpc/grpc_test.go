@@ -912,6 +912,22 @@ func TestCallsThatEndWithTheServerSaySo(t *testing.T) {
 	}
 }
 
+func TestCallsThatEndJustBeforeTheServerSaySo(t *testing.T) {
+	for _, err := range []error{context.Canceled, Errorf(Unavailable, "the engine is stopping")} {
+		var server *Server
+		c, s := serve(t, func(s *Server) {
+			s.Unary("/t.T/Call", func(context.Context, func(any) error) (any, error) {
+				go server.stop()
+				return nil, err
+			})
+		})
+		server = s
+		if got := c.Call(inTime(t), "/t.T/Call", &message{}, &message{}); !errors.Is(got, ErrLost) {
+			t.Errorf("%v became %v", err, got)
+		}
+	}
+}
+
 // A call that ends while the server goes on is not about the server.
 func TestCancelledCallsOfAServerThatGoesOnAreThat(t *testing.T) {
 	c, _ := serve(t, func(s *Server) {

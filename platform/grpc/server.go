@@ -72,12 +72,20 @@ func (s *Server) Stream(method string, h func(ctx context.Context, st *ServerStr
 
 // unlessStopping is the error of a call, unless that comes of the end of the server: then who is still there is told that.
 func (s *Server) unlessStopping(client context.Context, err error) error {
-	code := CodeOf(err)
-	if s.stopping.Err() != nil && client.Err() == nil && (code == Canceled || code == Unavailable) {
-		return errStopping
+	switch CodeOf(err) {
+	case Canceled, Unavailable:
+		select {
+		case <-s.stopping.Done():
+			return errStopping
+		case <-client.Done():
+		case <-time.After(headStart):
+		}
 	}
 	return err
 }
+
+// headStart is how long before the server the end may come to what its handlers work with.
+const headStart = 300 * time.Millisecond
 
 var errStopping = lost("the server is shutting down")
 
