@@ -94,6 +94,12 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// The server first: it tells its clients so, rather than what comes of an engine that has ended.
+	working, end := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		server.Stop()
+		end()
+	})
 	var side sync.WaitGroup
 	defer side.Wait()
 	defer cancel(nil)
@@ -131,7 +137,7 @@ func (s *settings) serve(ctx context.Context, log *slog.Logger, n *daemon.Notifi
 	}
 	n.Watch(alive.all)
 	n.Ready()
-	err = engine.Run(ctx)
+	err = engine.Run(working)
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
 	}

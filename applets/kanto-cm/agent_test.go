@@ -516,7 +516,14 @@ func notAllowed(r *rig) {
 // nobody is the end of the agent, which the container does not notice.
 func nobody(r *rig) {
 	pid := r.get("web").State.PID
+	r.do("create -n deaf " + box)
+	r.do("start -n deaf")
+	_, ends := r.background("stop", "-n", "deaf", "-t", "60")
+	time.Sleep(200 * time.Millisecond) // or it comes too late for the agent, which is code 4, too
 	r.agent.Terminate()
+	if out, code := ends(); code != 4 {
+		r.Errorf("stop when the agent ends: exit code %d, %s", code, out)
+	}
 	for _, args := range [][]string{{"list"}, {"create", "--ports", "x", box}, {"rename"}} {
 		start := time.Now()
 		_, stderr, code := r.agent.Run("kanto-cm", args...)
@@ -533,4 +540,5 @@ func nobody(r *rig) {
 	if again := r.get("web").State; again.PID != pid {
 		r.Errorf("the container was started again: %+v", again)
 	}
+	r.do("remove -f -n deaf")
 }

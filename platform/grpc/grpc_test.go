@@ -902,28 +902,12 @@ func TestCallsThatEndWithTheServerSaySo(t *testing.T) {
 		go func() { called <- c.Call(ctx, "/t.T/Slow", &message{}, &message{}) }()
 		<-begun
 		<-begun
-		s.stop() // as Shutdown does at first
+		s.Stop()
 		close(finish)
 		for what, err := range map[string]error{"call": <-called, "stream": st.Recv(&message{})} {
 			if err == nil || !strings.Contains(err.Error(), test.want) || errors.Is(err, ErrLost) != (test.want == "shutting down") {
 				t.Errorf("%s that ended with %v: %v, want %s", what, test.err, err, test.want)
 			}
-		}
-	}
-}
-
-func TestCallsThatEndJustBeforeTheServerSaySo(t *testing.T) {
-	for _, err := range []error{context.Canceled, Errorf(Unavailable, "the engine is stopping")} {
-		var server *Server
-		c, s := serve(t, func(s *Server) {
-			s.Unary("/t.T/Call", func(context.Context, func(any) error) (any, error) {
-				go server.stop()
-				return nil, err
-			})
-		})
-		server = s
-		if got := c.Call(inTime(t), "/t.T/Call", &message{}, &message{}); !errors.Is(got, ErrLost) {
-			t.Errorf("%v became %v", err, got)
 		}
 	}
 }

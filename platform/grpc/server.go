@@ -72,20 +72,11 @@ func (s *Server) Stream(method string, h func(ctx context.Context, st *ServerStr
 
 // unlessStopping is the error of a call, unless that comes of the end of the server: then who is still there is told that.
 func (s *Server) unlessStopping(client context.Context, err error) error {
-	switch CodeOf(err) {
-	case Canceled, Unavailable:
-		select {
-		case <-s.stopping.Done():
-			return errStopping
-		case <-client.Done():
-		case <-time.After(headStart):
-		}
+	if code := CodeOf(err); (code == Canceled || code == Unavailable) && s.stopping.Err() != nil && client.Err() == nil {
+		return errStopping
 	}
 	return err
 }
-
-// headStart is how long before the server the end may come to what its handlers work with.
-const headStart = 300 * time.Millisecond
 
 var errStopping = lost("the server is shutting down")
 
@@ -97,9 +88,13 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown takes no more calls, ends the streams, and waits for the other calls until the context ends.
+// Stop ends the streams. Clients of calls that end from now on without a result are told that the server is shutting down. So it
+// comes before the end of what the handlers work with.
+func (s *Server) Stop() { s.stop() }
+
+// Shutdown stops the server, takes no more calls, and waits for those that there are until the context ends.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.stop()
+	s.Stop()
 	err := s.http.Shutdown(ctx)
 	if err != nil {
 		s.http.Close()
