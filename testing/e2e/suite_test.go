@@ -43,7 +43,7 @@ exec cp ` + suiteDir + `/built/"${1##*/}" "$out"
 )
 
 // tools are programs of this machine that the tests use and the vehicle does not have.
-var tools = []string{"busybox", "crun", "docker-registry", "nft"}
+var tools = []string{"busybox", "crun", "ctr", "docker-registry", "nft"}
 
 // buildSuite makes a disk with the tests.
 func buildSuite(t *testing.T) string {
@@ -68,13 +68,19 @@ func buildSuite(t *testing.T) string {
 	for _, sub := range []string{"bin", "built", "lib", "tmp"} {
 		must(os.MkdirAll(filepath.Join(root, sub), 0o755))
 	}
+	if long { // one of their tests looks at the units of all
+		must(os.CopyFS(filepath.Join(root, "src/applets"), os.DirFS("../../applets")))
+	}
 	for _, s := range suites {
 		if s.short == "" && !long {
 			continue
 		}
 		// The tests are where their files are.
-		must(os.MkdirAll(filepath.Join(root, "src", s.pkg), 0o755))
-		must(os.CopyFS(filepath.Join(root, "src", s.pkg), os.DirFS(filepath.Join("../..", s.pkg))))
+		src := filepath.Join(root, "src", s.pkg)
+		if _, err := os.Stat(src); err != nil {
+			must(os.MkdirAll(src, 0o755))
+			must(os.CopyFS(src, os.DirFS(filepath.Join("../..", s.pkg))))
+		}
 		run("go", "test", "-c", "-ldflags=-s -w", "-o", filepath.Join(root, "src", s.pkg, "suite.test"), "../../"+s.pkg)
 	}
 	if long {
